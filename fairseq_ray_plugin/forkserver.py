@@ -1,0 +1,155 @@
+"""A process that has imported everything, and forks a training process in 20 ms.
+
+Imports cost 3 to 7 s, so each worker pays them once, here. Started as
+`python -m fairseq_ray_plugin.forkserver FD`, where FD is its connection to the worker. It has one
+training process at a time: a new one ends the old. (multiprocessing's own forkserver would import
+the main module of its parent, a Ray worker, in every child, and is silent when a preload fails.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import os
+import pickle
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preload:
+    """What the server needs before it can fork."""
+
+    working_dir: str
+    """The driver's; relative paths in the user's options mean the same where it exists."""
+
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    """Where this node has the user's --user-dir."""
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _import_all(connection.recv())
+    except EOFError:
+        return
+    except BaseException:
+        connection.send(("unfit", traceback.format_exc()))
+        return
+    connection.send(("ready", os.getpid()))
+    _serve(connection)
+
+
+def _import_all(preload: Preload) -> None:
+    if os.path.isdir(preload.working_dir):
+        os.chdir(preload.working_dir)
+    sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
+    # torch.cuda.is_available() would otherwise touch CUDA, and no child could use it then
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    from fairseq_ray_plugin import compat
+
+    compat.apply()
+    import torch
+    import torch._dynamo  # noqa: F401  torch.optim imports it lazily, for 2 s
+
+    import fairseq_ray_plugin.worker  # noqa: F401
+
+    if preload.user_dir is not None:
+        from fairseq.utils import import_user_module
+
+        import_user_module(argparse.Namespace(user_dir=preload.user_dir))
+    if torch.cuda.is_initialized():
+        raise RuntimeError(
+            f"importing {preload.user_dir} starts CUDA; it must not before training begins"
+        )
+
+
+def _serve(connection: Connection) -> None:
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
+    child = 0
+    while True:
+        readable = wait([connection, woken])
+        if woken in readable:
+            os.read(woken, 512)
+            if child:
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    child = 0
+                    connection.send(("ended", pid, describe(status)))
+        if connection in readable:
+            try:
+                command, payload, has_listener = connection.recv()
+            except (EOFError, OSError):
+                return  # the worker is gone; the child sees it by itself
+            if child:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                if command == "end":
+                    connection.send(("ended", child, "did not answer, and was killed"))
+                child = 0
+            if command == "fork":
+                link = recv_handle(connection)
+                listener = recv_handle(connection) if has_listener else None
+                child = os.fork()
+                if child == 0:
+                    _become_rank(connection, (woken, waker), payload, link, listener)
+                os.close(link)
+                if listener is not None:
+                    os.close(listener)
+                connection.send(("forked", child, ""))
+
+
+def _become_rank(
+    server: Connection,
+    pipe: tuple[int, int],
+    payload: tuple[bytes, dict[str, Any]],
+    link: int,
+    listener: int | None,
+) -> None:
+    """In the child: never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in pipe:
+            os.close(fd)
+        server.close()
+        _die_with_parent()
+        from fairseq_ray_plugin.worker import Assignment, train_rank
+
+        cfg, assignment = payload
+        train_rank(pickle.loads(cfg), Assignment(**assignment), Connection(link), listener)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def describe(status: int) -> str:
+    """What became of a process, for people, from its wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exited with code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+if __name__ == "__main__":
+    main()

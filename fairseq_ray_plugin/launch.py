@@ -1,0 +1,259 @@
+"""`fairseq-ray-train`: fairseq's own command line, with Ray where it would start processes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import logging
+import os
+import pickle
+import signal
+import sys
+import types
+import uuid
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from fairseq_ray_plugin import elastic, journal
+from fairseq_ray_plugin.options import ElasticConfig, add_ray_args, mini_batches_per_update
+
+logger = logging.getLogger(__name__)
+
+FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_")
+"""Environment variables with these beginnings go from the driver to every worker."""
+
+
+def cli_main() -> None:
+    """The command `fairseq-ray-train`: every option of `fairseq-train`, and our own."""
+    from fairseq_ray_plugin import compat
+
+    compat.apply()
+    import fairseq_cli.train
+
+    register(default_address="auto")
+    fairseq_cli.train.cli_main()
+
+
+def hydra_cli_main() -> None:
+    """The command `fairseq-ray-hydra-train`: our options first, then what hydra takes."""
+    from fairseq_ray_plugin import compat
+
+    compat.apply()
+    import fairseq_cli.hydra_train
+
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    add_ray_args(parser)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parser.print_help()
+    args, rest = parser.parse_known_args()
+    config = _config_or_exit(args)
+    sys.argv[1:] = rest
+    _route_to_ray(lambda: config)
+    fairseq_cli.hydra_train.cli_main()
+
+
+def register(default_address: str | None = None) -> None:
+    """fairseq's training parser has our options, and what they ask for happens on Ray.
+
+    Args:
+        default_address: --ray-address when it is not given; None leaves stock training as it is.
+    """
+    from fairseq import options
+
+    if getattr(options.add_optimization_args, "ray_args", False):
+        return
+    asked: list[ElasticConfig] = []
+    # only the training parser has this group, and it is made after --user-dir was imported
+    add_optimization_args = options.add_optimization_args
+
+    @functools.wraps(add_optimization_args)
+    def with_ray_args(parser: argparse.ArgumentParser) -> Any:
+        group = add_optimization_args(parser)
+        add_ray_args(parser, default_address)
+        return group
+
+    with_ray_args.ray_args = True  # type: ignore[attr-defined]
+    options.add_optimization_args = with_ray_args
+    for module in _training_modules():
+        convert = module.convert_namespace_to_omegaconf
+
+        @functools.wraps(convert)
+        def remember(args: argparse.Namespace, convert: Any = convert) -> Any:
+            asked[:] = [_config_or_exit(args)]
+            return convert(args)
+
+        module.convert_namespace_to_omegaconf = remember
+    _route_to_ray(lambda: asked[0] if asked else None)
+
+
+def _training_modules() -> list[Any]:
+    """fairseq_cli.train under each name it was loaded by (`python fairseq_cli/train.py`)."""
+    modules: list[types.ModuleType | None] = [sys.modules.get("fairseq_cli.train")]
+    script = sys.modules["__main__"]
+    if hasattr(script, "convert_namespace_to_omegaconf"):
+        modules.append(script)
+    return [module for module in modules if module is not None]
+
+
+def _route_to_ray(config_of_run: Callable[[], ElasticConfig | None]) -> None:
+    from fairseq.distributed import utils as distributed_utils
+
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_on_ray(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        config = config_of_run()
+        if config is None or config.ray_address is None:
+            return call_main(cfg, main, **kwargs)
+        exit_code = run_fault_tolerant_loop(cfg, config)
+        if exit_code:
+            sys.exit(exit_code)
+        return None
+
+    distributed_utils.call_main = call_main_on_ray
+
+
+def _config_or_exit(args: argparse.Namespace) -> ElasticConfig:
+    try:
+        config = ElasticConfig.from_args(args)
+        if config.ray_address is None and config.fix_batch_size is not None:
+            raise ValueError("--fix-batch-size needs --ray-address")
+        return config
+    except ValueError as error:
+        _exit(error)
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
+    """Train as `cfg` says, on whatever Ray has, until the end; returns the exit code.
+
+    Args:
+        cfg: fairseq's configuration (FairseqConfig), as `fairseq-train` would use it.
+    """
+    config = dataclasses.replace(config, cpu=cfg.common.cpu)
+    try:
+        groups = None
+        if config.fix_batch_size is not None:
+            groups = mini_batches_per_update(
+                config.fix_batch_size, cfg.dataset.batch_size, cfg.dataset.max_tokens
+            )
+        record = journal.Journal(cfg.checkpoint.save_dir)
+    except (ValueError, OSError) as error:
+        _exit(error)
+
+    # every rank's line counts, and looks as fairseq wrote it; ray reads this when imported
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
+    import ray
+
+    from fairseq_ray_plugin import distributed
+
+    try:
+        where = distributed.connect(config.ray_address)
+    except ConnectionError as error:
+        _exit(error)
+    logger.info("training on %s", where)
+    if not config.cpu and where.startswith("local") and not ray.cluster_resources().get("GPU"):
+        logger.warning("this machine has no GPU: training on its CPUs, as with --cpu")
+        config = dataclasses.replace(config, cpu=True)
+        cfg.common.cpu = True
+    limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
+    cluster = distributed.RayCluster(_job(cfg, config, groups), config)
+    signals = _Signals()
+    exit_code: int | None = None
+    try:
+        state = elastic.State()
+        while exit_code is None:
+            observation = cluster.observe(signals.received)
+            state, actions = elastic.step(
+                state, observation, config, min(limits) if limits else None
+            )
+            for action in actions:
+                match action:
+                    case elastic.Log(event):
+                        record.write(event)
+                        logger.info("%s", _tell(event, cluster))
+                    case elastic.End(code, message):
+                        (logger.error if code == 1 else logger.info)("%s", message)
+                        exit_code = code
+                    case _:
+                        cluster.perform(action)
+    finally:
+        cluster.close()
+        signals.restore()
+    logger.info("%s", journal.summary(journal.read(record.path)))
+    ray.shutdown(_exiting_interpreter=True)  # as at the interpreter's exit: the last lines of the ranks come first
+    return exit_code
+
+
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any:
+    from fairseq_ray_plugin import distributed
+
+    user_dir = find_user_dir(cfg.common.user_dir)
+    return distributed.Job(
+        run_id=uuid.uuid4().hex[:8],
+        cfg=pickle.dumps(cfg),
+        groups=groups,
+        threads=config.cpus_per_worker,
+        working_dir=os.getcwd(),
+        python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
+        user_dir=user_dir,
+        user_dir_zip=distributed.pack_folder(user_dir) if user_dir else None,
+        save_dir=os.path.abspath(cfg.checkpoint.save_dir),
+        environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
+    )
+
+
+def find_user_dir(user_dir: str | None) -> str | None:
+    """The folder that fairseq means by --user-dir; None: not given, or this plugin itself."""
+    if not user_dir:
+        return None
+    import fairseq
+
+    package = os.path.dirname(fairseq.__file__)
+    places = (user_dir, os.path.join(package, user_dir), os.path.join(package, "..", user_dir))
+    folder = next((os.path.abspath(place) for place in places if os.path.isdir(place)), None)
+    ours = importlib.util.find_spec("fairseq_ray_plugin")
+    if ours is not None and folder in (ours.submodule_search_locations or []):
+        return None
+    return folder
+
+
+def _tell(event: journal.Event, cluster: Any) -> str:
+    """The human's line on an event."""
+    line = f"generation {event.generation}, update {event.update}: {event.kind}"
+    match event.kind:
+        case "started" | "advanced":
+            line += f" with {event.world_size} workers"
+        case "waiting":
+            line = f"waiting for {event.cause}; {cluster.describe()}"
+    if event.cause and event.kind not in ("waiting", "failed"):
+        line += f": {event.cause.strip().splitlines()[0]}"
+    return line
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask the loop to end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        logger.info("%s: ending after this update", signal.Signals(number).name)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

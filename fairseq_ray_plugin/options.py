@@ -1,0 +1,157 @@
+"""The options that `fairseq-ray-train` adds to `fairseq-train`, and their checked values."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElasticConfig:
+    """What the control loop needs to know; contradictory values are refused on construction."""
+
+    ray_address: str | None = "auto"
+    """Where Ray runs; "auto": RAY_ADDRESS, else a running cluster, else a local Ray."""
+
+    fix_batch_size: tuple[int, ...] | None = None
+    """Sentences (tokens without --batch-size) in one update, by epoch; the last one repeats."""
+
+    min_workers: int = 1
+    """Training waits while fewer workers than this can be had."""
+
+    max_workers: int | None = None
+    """Room beyond this many workers is left to others; None: no limit."""
+
+    cpus_per_worker: int = 1
+    """CPUs that Ray sets aside for a worker, and the threads torch uses in it."""
+
+    max_failures: int = 3
+    """Failures in a row without a completed update in between that end the run."""
+
+    cpu: bool = False
+    """A slot is `cpus_per_worker` CPUs instead of one GPU."""
+
+    def __post_init__(self) -> None:
+        if self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(
+                f"--ray-min-workers {self.min_workers} is more than "
+                f"--ray-max-workers {self.max_workers}"
+            )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> ElasticConfig:
+        """The configuration that parsed arguments ask for.
+
+        Raises:
+            ValueError: options contradict each other; the message names them.
+        """
+        return cls(
+            ray_address=args.ray_address,
+            fix_batch_size=args.fix_batch_size,
+            min_workers=args.ray_min_workers,
+            max_workers=args.ray_max_workers,
+            cpus_per_worker=args.ray_cpus_per_worker,
+            max_failures=args.ray_max_failures,
+        )
+
+
+def add_ray_args(
+    parser: argparse.ArgumentParser, default_address: str | None = "auto"
+) -> argparse._ArgumentGroup:
+    """Add the group "Ray related arguments" to `parser`.
+
+    Args:
+        default_address: value of --ray-address when it is not given; None trains without Ray.
+    """
+    group = parser.add_argument_group("Ray related arguments")
+    group.add_argument(
+        "--ray-address",
+        default=default_address,
+        metavar="ADDRESS",
+        help='"auto" (RAY_ADDRESS, else a running cluster, else a local Ray), "local" '
+        f"(always a local Ray), or a cluster's HOST:PORT (default: {default_address})",
+    )
+    group.add_argument(
+        "--fix-batch-size",
+        type=_batch_sizes,
+        default=None,
+        metavar="B1,B2,...,B_N",
+        help="keep the effective batch the same whatever the number of workers: B_i sentences "
+        "make one update in epoch i, and B_N in all epochs after N (tokens where only "
+        "--max-tokens is given); takes the place of --update-freq",
+    )
+    group.add_argument(
+        "--ray-min-workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="wait while there is room for fewer workers (default: 1)",
+    )
+    group.add_argument(
+        "--ray-max-workers",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="use no more workers (default: all the room there is)",
+    )
+    group.add_argument(
+        "--ray-cpus-per-worker",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="CPUs of a worker, beside its GPU or, with --cpu, instead of it (default: 1)",
+    )
+    group.add_argument(
+        "--ray-max-failures",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="end the run after N failures in a row with no update completed in between "
+        "(default: 3)",
+    )
+    return group
+
+
+def mini_batches_per_update(
+    fix_batch_size: Sequence[int], batch_size: int | None, max_tokens: int | None
+) -> tuple[int, ...]:
+    """How many mini-batches make one update, by epoch.
+
+    Args:
+        fix_batch_size: values of --fix-batch-size, by epoch.
+        batch_size: sentences in a mini-batch (--batch-size), or None.
+        max_tokens: tokens in a mini-batch (--max-tokens), or None; counts when the other is None.
+
+    Raises:
+        ValueError: a batch is not a whole number of mini-batches; the message says which would be.
+    """
+    per_mini_batch, option = batch_size, "--batch-size"
+    if per_mini_batch is None:
+        per_mini_batch, option = max_tokens, "--max-tokens"
+    if per_mini_batch is None:
+        raise ValueError("--fix-batch-size needs --batch-size or --max-tokens beside it")
+    for total in fix_batch_size:
+        if total % per_mini_batch:
+            below = total // per_mini_batch * per_mini_batch
+            near = " or ".join(str(n) for n in (below, below + per_mini_batch) if n)
+            raise ValueError(
+                f"--fix-batch-size {total} is not a multiple of {option} {per_mini_batch}: "
+                f"take {near}"
+            )
+    return tuple(total // per_mini_batch for total in fix_batch_size)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    # fairseq writes lists by epoch as "1,2" and, in its own configs, as "[1,2]"
+    return tuple(_positive(part.strip()) for part in text.strip("[]()").split(","))
