@@ -67,15 +67,13 @@ class Layout:
             length = ceil_div(left, self.group) * self.per_rank
         else:
             length = ceil_div(left, self.world_size)
-        if self.group % self.world_size == 0:
-            mine = list(batches[position + rank : end : self.world_size])
-        else:
-            mine = []
-            for begin in range(position, end, self.group):
-                block = batches[begin + rank : min(begin + self.group, end) : self.world_size]
-                mine += block
-                mine += [empty] * (self.per_rank - len(block))
-        return mine + [empty] * (length - len(mine))
+        mine = [empty] * length
+        for place in range(self.per_rank):
+            offset = rank + place * self.world_size
+            if offset < self.group:
+                column = batches[position + offset : end : self.group]
+                mine[place : place + len(column) * self.per_rank : self.per_rank] = column
+        return mine
 
     def advance(self, num_batches: int, position: int, taken: int) -> int:
         """The position after each rank took `taken` mini-batches, empty ones included."""

@@ -77,6 +77,9 @@ class Worker:
     held: int | None = None
     """The update after which its stopped training process holds the state, if it does."""
 
+    pid: int = 0
+    """Of its training process."""
+
 
 # What is observed
 
@@ -210,7 +213,9 @@ class State:
     ranks: tuple[str, ...] = ()
     """The generation's workers, by rank."""
 
-    pids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    num_running: int = 0
+    """Ranks whose training process has been started."""
+
     advanced: bool = False
     """The generation has completed an update."""
 
@@ -258,13 +263,18 @@ class _Step:
     config: ElasticConfig
     max_ranks: int | None
     actions: list[Action] = dataclasses.field(default_factory=list)
+    workers: dict[str, Worker] = dataclasses.field(init=False)
+    """The state's own, copied once a step: events come by the thousand."""
+
+    def __post_init__(self) -> None:
+        self.workers = dict(self.state.workers)
+        self.set(workers=self.workers)
 
     def set(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
 
     def set_worker(self, worker: str, **changes: Any) -> None:
-        changed = dataclasses.replace(self.state.workers[worker], **changes)
-        self.set(workers={**self.state.workers, worker: changed})
+        self.workers[worker] = dataclasses.replace(self.workers[worker], **changes)
 
     def with_standing(self, *standings: Standing) -> list[str]:
         return [name for name, w in self.state.workers.items() if w.standing in standings]
@@ -355,10 +365,11 @@ def _hear_report(s: _Step, report: Report) -> None:
         s.set(update=max(s.state.update, report.update))
     match report.kind:
         case "running":
-            s.set(pids={**s.state.pids, worker: report.pid})
-            if len(s.state.pids) == len(s.state.ranks):
+            s.set_worker(worker, pid=report.pid)
+            s.set(num_running=s.state.num_running + 1)
+            if s.state.num_running == len(s.state.ranks):
                 ranks = [
-                    {"rank": rank, "node": s.state.workers[name].node, "pid": s.state.pids[name]}
+                    {"rank": rank, "node": s.workers[name].node, "pid": s.workers[name].pid}
                     for rank, name in enumerate(s.state.ranks)
                     if name in s.state.workers
                 ]
@@ -400,7 +411,7 @@ def _rank(s: _Step, worker: str) -> str:
 
 
 def _forget(s: _Step, worker: str) -> None:
-    s.set(workers={name: w for name, w in s.state.workers.items() if name != worker})
+    del s.workers[worker]
 
 
 def _fail(s: _Step, failure: Failure) -> None:
@@ -423,11 +434,8 @@ def _place(s: _Step, room: Mapping[str, int]) -> None:
             if len(s.state.start_failures.get(node, ())) >= START_TRIES:
                 break
             name = f"worker-{s.state.num_placed}"
-            worker = Worker(node, Standing.STARTING, s.now)
-            s.set(
-                workers={**s.state.workers, name: worker},
-                num_placed=s.state.num_placed + 1,
-            )
+            s.workers[name] = Worker(node, Standing.STARTING, s.now)
+            s.set(num_placed=s.state.num_placed + 1)
             s.actions.append(Place(name, node))
 
 
@@ -444,7 +452,8 @@ def _gather(s: _Step) -> None:
         if waiting != state.waiting:
             s.set(waiting=waiting)
             s.log("waiting", waiting)
-        if not state.workers and state.start_failures and all(state.start_failures.values()):
+        tried = state.start_failures.values()
+        if not state.workers and tried and all(len(r) >= START_TRIES for r in tried):
             node, reasons = next(iter(state.start_failures.items()))
             s.end("failed", 1, f"workers cannot start; on {node}: {reasons[0]}")
         return
@@ -464,7 +473,7 @@ def _gather(s: _Step) -> None:
     s.set(
         generation=state.generation + 1,
         ranks=ranks,
-        pids={},
+        num_running=0,
         advanced=False,
         failures=(),
         cause=None,
@@ -480,11 +489,14 @@ def _rank_order(s: _Step, names: list[str], source: Source | None) -> tuple[str,
     workers = s.state.workers
     old = {name: rank for rank, name in enumerate(s.state.ranks)}
     home = source.node if source else None
+    first_of: dict[str, int] = {}
+    for name in names:
+        node, rank = workers[name].node, old.get(name, len(old))
+        first_of[node] = min(rank, first_of.get(node, rank))
 
     def order(name: str) -> tuple[bool, int, str, int]:
         node = workers[name].node
-        first = min(old.get(n, len(old)) for n in names if workers[n].node == node)
-        return (node != home, first, node, old.get(name, len(old)))
+        return (node != home, first_of[node], node, old.get(name, len(old)))
 
     return tuple(sorted(names, key=order))
 

@@ -1,0 +1,63 @@
+"""The rooms know only what they must: imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import fairseq_ray_plugin
+
+PACKAGE = Path(fairseq_ray_plugin.__file__).parent
+PURE = ("options", "batching", "elastic", "journal")
+ORDER = (
+    "options",
+    "batching",
+    "journal",
+    "elastic",
+    "compat",
+    "train_iterator",
+    "checkpoint_hook",
+    "worker",
+    "forkserver",
+    "distributed",
+    "launch",
+    "__main__",
+)
+
+
+def imported(module: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_every_room_has_its_place():
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert set(ORDER) == rooms
+
+
+def test_a_room_imports_only_rooms_before_it():
+    for module in ORDER:
+        for name in imported(module):
+            room = name.removeprefix("fairseq_ray_plugin.").split(".")[0]
+            if name.startswith("fairseq_ray_plugin.") and room in ORDER:
+                assert ORDER.index(room) < ORDER.index(module), f"{module} imports {room}"
+
+
+def test_only_one_room_imports_ray():
+    # launch starts and ends the connection that `distributed` uses
+    users = {m for m in ORDER if any(n.split(".")[0] == "ray" for n in imported(m))}
+    assert {"distributed", "launch"} >= users
+
+
+def test_pure_rooms_load_neither_ray_nor_torch_nor_fairseq():
+    modules = ", ".join(f"fairseq_ray_plugin.{name}" for name in PURE)
+    code = f"import sys, {modules}; print({{'ray', 'torch', 'fairseq'}} & set(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "set()" == output.stdout.strip()
