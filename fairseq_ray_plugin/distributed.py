@@ -87,6 +87,8 @@ class RayDistributedActor:
         self.generation = 0
         self.pid = 0
         self.answered = False
+        self.ready = False
+        self.shipped: str | None = None
         self.user_dir: str | None = None
 
     async def prepare(self) -> None:
@@ -96,7 +98,7 @@ class RayDistributedActor:
         self.server, end = Pipe()
         environment = {**os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
-        subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "fairseq_ray_plugin.forkserver", str(end.fileno())],
             pass_fds=[end.fileno()],
             env=environment,
@@ -114,9 +116,9 @@ class RayDistributedActor:
         job = self.job
         if job.user_dir is None or job.user_dir_zip is None or os.path.isdir(job.user_dir):
             return job.user_dir
-        folder = tempfile.mkdtemp(prefix="fairseq_ray_user_dir_")
-        zipfile.ZipFile(io.BytesIO(job.user_dir_zip)).extractall(folder)
-        return os.path.join(folder, os.path.basename(job.user_dir))
+        self.shipped = tempfile.mkdtemp(prefix="fairseq_ray_user_dir_")
+        zipfile.ZipFile(io.BytesIO(job.user_dir_zip)).extractall(self.shipped)
+        return os.path.join(self.shipped, os.path.basename(job.user_dir))
 
     async def next_events(self) -> list[tuple[Any, ...]]:
         """What has happened since the last call; waits for something to."""
@@ -203,7 +205,12 @@ class RayDistributedActor:
         if self.server is not None:
             asyncio.get_running_loop().remove_reader(self.server.fileno())
             self.server.close()
+            if not self.ready:  # it imports, and does not listen
+                self.process.kill()
+            await asyncio.to_thread(self.process.wait)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.shipped is not None:
+            shutil.rmtree(self.shipped, ignore_errors=True)
 
     def _tell(self, command: str, argument: Any) -> None:
         try:
@@ -240,6 +247,7 @@ class RayDistributedActor:
             return
         match kind:
             case "ready":
+                self.ready = True
                 self.events.put_nowait(("ready",))
             case "unfit":
                 self.events.put_nowait(("gone", f"it cannot import what it needs:\n{pid}"))

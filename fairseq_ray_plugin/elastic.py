@@ -18,8 +18,8 @@ from fairseq_ray_plugin.options import ElasticConfig
 START_PATIENCE_S = 10.0
 """How long workers that are ready wait for those still starting, before the first generation."""
 
-SETTLE_S = 1.0
-"""Newcomers within so long of each other make one resize."""
+SETTLE_S = 1.5
+"""Newcomers within so long of each other make one resize; longer than a look for room takes."""
 
 PLACEMENT_LIMIT_S = 120.0
 """A worker that is not ready after so long has no room in truth, or a broken machine."""
@@ -347,6 +347,7 @@ def _hear(s: _Step, event: Event) -> None:
                 reasons = (*s.state.start_failures.get(gone.node, ()), reason)
                 s.set(start_failures={**s.state.start_failures, gone.node: reasons})
                 s.log("unfit", f"a worker did not start on {gone.node}: {reason}")
+                s.set(since=s.now)
             _forget(s, worker)
             if worker in s.state.ranks:
                 _fail(s, Failure(Cause.LOST, f"{_rank(s, worker)}: {reason}"))
@@ -457,7 +458,8 @@ def _gather(s: _Step) -> None:
             node, reasons = next(iter(state.start_failures.items()))
             s.end("failed", 1, f"workers cannot start; on {node}: {reasons[0]}")
         return
-    if state.generation == 0 and starting:
+    if state.generation == 0 and (starting or s.now - state.since < SETTLE_S):
+        # others are on their way, or what failed to start may yet be replaced
         first = min(state.workers[name].since for name in ready)
         if s.now - first < START_PATIENCE_S:
             return

@@ -89,14 +89,16 @@ def _serve(connection: Connection) -> None:
         if connection in readable:
             try:
                 command, payload, has_listener = connection.recv()
-            except (EOFError, OSError):
-                return  # the worker is gone; the child sees it by itself
+            except (EOFError, OSError):  # the worker is gone, or wants no more
+                command = "exit"
             if child:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 if command == "end":
                     connection.send(("ended", child, "did not answer, and was killed"))
                 child = 0
+            if command == "exit":
+                return
             if command == "fork":
                 link = recv_handle(connection)
                 listener = recv_handle(connection) if has_listener else None

@@ -1,0 +1,84 @@
+"""Data made once, and Ray clusters of several nodes on this machine."""
+
+import os
+import tempfile
+
+import data
+import pytest
+
+# before ray is imported anywhere: nothing is sent out, nothing is shared with other clusters
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def english(tmp_path_factory):
+    return data.english_text(tmp_path_factory.mktemp("english"))
+
+
+@pytest.fixture(scope="session")
+def parallel(tmp_path_factory):
+    return data.parallel_text(tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder():
+    """Ray's files go to a folder of our own; short, for sockets have paths of 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="frp", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def head(ray_folder):
+    """A cluster whose only node has no room for workers."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    yield cluster
+    cluster.shutdown()
+
+
+class Nodes:
+    """The nodes of one test."""
+
+    def __init__(self, cluster):
+        self.cluster, self.address = cluster, cluster.address
+        self.nodes = []
+
+    def add(self, num_cpus=1):
+        node = self.cluster.add_node(num_cpus=num_cpus)
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node):
+        """The node and all that runs on it die at once, as when a machine is taken away."""
+        import psutil
+
+        (raylet,) = (info.process.pid for info in node.all_processes["raylet"])
+        victims = psutil.Process(raylet).children(recursive=True)
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        for victim in victims:
+            if victim.is_running():
+                victim.kill()
+
+    def of(self, node_id):
+        return next(node for node in self.nodes if node.node_id == node_id)
+
+
+@pytest.fixture
+def nodes(head):
+    nodes = Nodes(head)
+    yield nodes
+    for node in list(nodes.nodes):  # these say goodbye: the next test must not count on them
+        head.remove_node(node)
+
+
+@pytest.fixture
+def two_nodes(nodes):
+    nodes.add()
+    nodes.add()
+    return nodes

@@ -1,0 +1,108 @@
+"""A user's own --user-dir: writes down which samples every update ate, and fails on request.
+
+FAIRSEQ_RECORD names a folder; each training process appends a line per update to a file there.
+FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
+making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
+signal that the process sends itself, or "raise". A file `fired_N` shows that fault N happened.
+FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to disturb a run.
+"""
+
+import functools
+import json
+import os
+import signal
+import time
+
+import torch.distributed as dist
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+FOLDER = os.environ.get("FAIRSEQ_RECORD")
+PAUSE = float(os.environ.get("FAIRSEQ_PAUSE", "0"))
+FAULTS = json.loads(os.environ.get("FAIRSEQ_FAULTS", "[]"))
+
+
+def rank_and_world():
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def fail_if_asked(where, update):
+    for number, fault in enumerate(FAULTS):
+        marker = os.path.join(FOLDER, f"fired_{number}")
+        if (
+            (fault["rank"], fault["update"], fault["where"]) == (rank_and_world()[0], update, where)
+            and (fault.get("always") or not os.path.exists(marker))
+        ):
+            with open(marker, "a") as file:
+                file.write(f"{time.time()}\n")
+            if fault["what"] == "raise":
+                raise ValueError(f"the model is broken at update {update}")
+            os.kill(os.getpid(), signal.Signals[fault["what"]])
+
+
+def wrap(owner, name, before):
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args, **kwargs):
+        before(*args)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def record(original):
+    @functools.wraps(original)
+    def train_step(trainer, samples, *args, **kwargs):
+        begin = time.time()
+        coming = trainer.get_num_updates() + 1
+        for place in ("forward", "optimizer"):
+            hook(trainer, place)
+        fail_if_asked("begin", coming)
+        time.sleep(PAUSE)
+        result = original(trainer, samples, *args, **kwargs)
+        rank, world = rank_and_world()
+        ids = [i for s in samples if isinstance(s, dict) and "id" in s for i in s["id"].tolist()]
+        line = {"update": trainer.get_num_updates(), "rank": rank, "world": world, "ids": ids}
+        line |= {"begin": begin, "time": time.time(), "pid": os.getpid()}
+        with open(os.path.join(FOLDER, f"{os.getpid()}.jsonl"), "a") as file:
+            file.write(json.dumps(line) + "\n")
+        return result
+
+    return train_step
+
+
+def hook(trainer, place):
+    """Faults inside an update: before the forward pass, or in the optimizer step."""
+    if not FAULTS or getattr(trainer, f"hooked_{place}", False):
+        return
+    setattr(trainer, f"hooked_{place}", True)
+    if place == "forward":
+        wrap(
+            trainer.task,
+            "train_step",
+            lambda *args: fail_if_asked("forward", trainer.get_num_updates() + 1),
+        )
+    else:  # half-way: the parameters are about to change, the count of updates is not
+        wrap(
+            trainer.optimizer,
+            "step",
+            lambda *args: fail_if_asked("optimizer", trainer.get_num_updates() + 1),
+        )
+
+
+if FOLDER:
+    os.makedirs(FOLDER, exist_ok=True)
+    Trainer.train_step = record(Trainer.train_step)
+    wrap(
+        Trainer,
+        "valid_step",
+        lambda trainer, *args: fail_if_asked("validate", trainer.get_num_updates()),
+    )
+    wrap(
+        checkpoint_utils,
+        "torch_persistent_save",
+        lambda state, *args, **kw: fail_if_asked(
+            "checkpoint", state["optimizer_history"][-1]["num_updates"]
+        ),
+    )

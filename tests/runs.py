@@ -1,0 +1,176 @@
+"""Real training runs for tests: started, watched, disturbed, and read afterwards."""
+
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import data
+
+from fairseq_ray_plugin import journal
+
+TESTS = Path(__file__).resolve().parent
+RECORDER = TESTS / "recorder"
+LIMIT_S = 150
+
+
+class Run:
+    """One run of a launcher, as a process of its own.
+
+    Args:
+        folder: for its checkpoints, its output and what the recorder writes.
+        command: what starts it, with arguments.
+        faults, pause_s: see recorder/__init__.py.
+    """
+
+    def __init__(
+        self, folder: Path, command: list, faults: list[dict] | None = None, pause_s: float = 0
+    ):
+        self.folder, self.save_dir, self.records = folder, folder / "save", folder / "records"
+        self.faults = faults or []
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = data.environment() | {
+            "FAIRSEQ_RECORD": str(self.records),
+            "FAIRSEQ_FAULTS": json.dumps(self.faults),
+            "FAIRSEQ_PAUSE": str(pause_s),
+        }
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        with open(self.folder / "output.txt", "a") as file:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip("\n"))
+                file.write(line)
+                file.flush()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait(self, limit_s: float = LIMIT_S) -> int:
+        """The exit code; a run that does not end in time is killed, and the test fails."""
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"still running after {limit_s} s:\n{self.tail()}") from None
+        self.reader.join(10)
+        return code
+
+    def finish(self) -> "Run":
+        """The run ends well, and every fault asked for has happened."""
+        code = self.wait()
+        assert code == 0, f"exit code {code}:\n{self.tail()}"
+        for number in range(len(self.faults)):
+            assert (self.records / f"fired_{number}").exists(), f"fault {number} did not happen"
+        return self
+
+    def tail(self) -> str:
+        return "\n".join(line[:300] for line in self.lines[-60:])
+
+    def events(self, *kinds: str) -> list[dict]:
+        path = self.save_dir / journal.FILE_NAME
+        events = journal.read(str(path)) if path.exists() else []
+        return [event for event in events if not kinds or event["kind"] in kinds]
+
+    def until(self, condition, limit_s: float = LIMIT_S):
+        """What `condition` returns, once it is true."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            if value := condition():
+                return value
+            assert self.process.poll() is None, f"ended too early:\n{self.tail()}"
+            time.sleep(0.02)
+        raise AssertionError(f"did not happen in {limit_s} s:\n{self.tail()}")
+
+    def until_update(self, update: int):
+        return self.until(lambda: any(line["update"] >= update for line in self.steps()))
+
+    def until_event(self, kind: str, count: int = 1) -> dict:
+        return self.until(lambda: self.events(kind)[count - 1 : count])[0]
+
+    def ranks(self) -> list[dict]:
+        """Rank, node and pid of the training processes of the newest generation."""
+        return self.events("started")[-1]["ranks"]
+
+    def steps(self) -> list[dict]:
+        """The recorder's lines, of all processes, oldest first."""
+        steps = []
+        for path in glob.glob(str(self.records / "*.jsonl")):
+            steps += journal.read(path)
+        return sorted(steps, key=lambda step: step["time"])
+
+    def samples(self) -> dict[int, list[int]]:
+        """Update -> ids of the samples it ate on all ranks; an update done again counts twice."""
+        samples = defaultdict(list)
+        for step in self.steps():
+            samples[step["update"]] += step["ids"]
+        return {update: sorted(ids) for update, ids in sorted(samples.items())}
+
+    def redone(self) -> int:
+        """Updates that were completed more than once."""
+        done = defaultdict(set)
+        for step in self.steps():
+            if step["rank"] == 0:
+                done[step["update"]].add(step["pid"])
+        return sum(len(pids) - 1 for pids in done.values())
+
+    def curve(self, *keys: str) -> dict[int, tuple]:
+        """Update -> what was logged for it, as logged."""
+        keys = keys or ("loss", "gnorm", "lr", "wpb", "bsz")
+        curve = {}
+        for line in self.lines:
+            if "| train_inner | {" in line:
+                values = json.loads(line[line.index("{") :])
+                curve[int(values["num_updates"])] = tuple(values[key] for key in keys)
+        return curve
+
+    def losses(self) -> list[float]:
+        return [float(loss) for (loss,) in self.curve("loss").values()]
+
+
+def ray_train(
+    folder: Path, text: Path, model: list, *options, address="local", faults=None, pause_s=0
+) -> Run:
+    """`fairseq-ray-train` on a cluster; `options` come last."""
+    return Run(
+        folder,
+        [
+            *(Path(sys.executable).parent / "fairseq-ray-train", text, *model),
+            *("--save-dir", folder / "save", "--user-dir", RECORDER, "--ray-address", address),
+            *options,
+        ],
+        faults,
+        pause_s,
+    )
+
+
+def torchrun(folder: Path, text: Path, model: list, *options, num_ranks: int = 2) -> Run:
+    """Stock fairseq, made to run on this Python by `compat` alone."""
+    return Run(
+        folder,
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", num_ranks, "-m", "fairseq_ray_plugin", "train", text, *model),
+            *("--save-dir", folder / "save", "--user-dir", RECORDER, *options),
+        ],
+    )
+
+
+def kill(pid: int, name: str = "SIGKILL") -> None:
+    os.kill(pid, signal.Signals[name])

@@ -1,0 +1,148 @@
+"""The commands as a user gives them."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import data
+import pytest
+from runs import RECORDER, Run, ray_train
+
+import fairseq_ray_plugin
+
+BIN = Path(sys.executable).parent
+PLUGIN = Path(fairseq_ray_plugin.__file__).parent
+
+
+def command(name, *arguments):
+    return subprocess.run(
+        [str(part) for part in (BIN / name, *arguments)],
+        capture_output=True,
+        text=True,
+        env=data.environment(),
+        timeout=120,
+    )
+
+
+def test_help_has_fairseqs_options_and_ours():
+    text = command("fairseq-ray-train", "--help").stdout
+    ours = text.split("Ray related arguments")[1]
+    for option in ("--ray-address", "--fix-batch-size", "--ray-min-workers", "--ray-max-workers"):
+        assert option in ours
+    assert "--update-freq" in text and "--lr-scheduler" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--ray-max-workers", "0"), "--ray-max-workers"),
+        (("--ray-min-workers", "3", "--ray-max-workers", "2"), "--ray-min-workers 3"),
+        (("--fix-batch-size", "6"), "--fix-batch-size 6 is not a multiple of --batch-size 4"),
+        (("--arch", "no_such_model"), "no_such_model"),
+        (("--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_starts(arguments, named, tmp_path, english):
+    save_dir = tmp_path / "save"
+    result = command(
+        "fairseq-ray-train", english, *data.MASKED_LM, "--save-dir", save_dir, *arguments
+    )
+    assert 2 == result.returncode
+    assert named in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("save/*.pt"))
+
+
+def test_on_a_laptop_ray_starts_by_itself_and_stock_fairseq_reads_the_result(tmp_path, english):
+    run = ray_train(
+        tmp_path,
+        english,
+        data.LANGUAGE_MODELING,
+        *("--max-update", "60", "--ray-max-workers", "2"),
+        address="auto",
+    ).finish()
+    assert "local Ray on this machine" in run.output
+    assert run.losses()[-1] < run.losses()[0] - 1
+    output = data.run_tool(
+        *("validate", english, "--task", "language_modeling", "--cpu", "--batch-size", "4"),
+        *("--path", tmp_path / "save" / "checkpoint_last.pt", "--valid-subset", "valid"),
+    )
+    assert "valid on 'valid' subset" in output
+
+
+def test_as_a_plugin_stock_training_stays_as_it_is(tmp_path, english):
+    save_dir = tmp_path / "save"
+    output = data.run_tool(
+        *("train", english, *data.MASKED_LM, "--save-dir", save_dir),
+        *("--user-dir", PLUGIN, "--max-update", "3", "--disable-validation"),
+    )
+    assert "num_updates: 3 >= max_update: 3" in output
+    assert not (save_dir / "elastic.jsonl").exists()
+
+
+def test_as_a_plugin_it_trains_on_ray_when_an_address_is_given(tmp_path, english, two_nodes):
+    run = Run(
+        tmp_path,
+        [
+            *(sys.executable, "-m", "fairseq_ray_plugin", "train", english, *data.MASKED_LM),
+            *("--save-dir", tmp_path / "save", "--user-dir", PLUGIN, "--max-update", "5"),
+            *("--ray-address", two_nodes.address, "--disable-validation"),
+        ],
+    ).finish()
+    assert [2] == [event["world_size"] for event in run.events("started")]
+
+
+def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
+    run = Run(
+        tmp_path,
+        [
+            *(BIN / "fairseq-ray-hydra-train", "--ray-address", two_nodes.address),
+            *("--fix-batch-size", "16", f"hydra.run.dir={tmp_path}"),
+            *("task=language_modeling", f"task.data={english}", "task.tokens_per_sample=64"),
+            *("criterion=cross_entropy", "model=transformer_lm", "model.decoder.layers=1"),
+            *("optimizer=adam", "lr_scheduler=fixed", "optimization.lr=[0.001]"),
+            *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=6"),
+            *("common.cpu=true", "common.log_format=json", "common.log_interval=1"),
+            *("dataset.disable_validation=true", f"checkpoint.save_dir={tmp_path / 'save'}"),
+            *("distributed_training.ddp_backend=legacy_ddp",),
+        ],
+    ).finish()
+    assert {"16"} == {size for (size,) in run.curve("bsz").values()}
+    assert 6 == run.events("finished")[0]["update"]
+
+
+def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, monkeypatch):
+    from fairseq_ray_plugin.distributed import Job, RayDistributedActor, pack_folder
+
+    package = shutil.copytree(RECORDER, tmp_path / "elsewhere" / "my_tasks")
+    packed = pack_folder(str(package))
+    shutil.rmtree(package)
+    monkeypatch.setenv("FAIRSEQ_RECORD", str(tmp_path / "imported"))
+    monkeypatch.setenv("PYTHONPATH", str(PLUGIN.parent))
+
+    async def prepare():
+        job = Job(
+            run_id="test",
+            cfg=b"",
+            groups=None,
+            threads=1,
+            working_dir=str(tmp_path),
+            python_path=(),
+            user_dir=str(package),
+            user_dir_zip=packed,
+            save_dir=str(tmp_path),
+            environment={},
+        )
+        worker = RayDistributedActor(job, "test")
+        await worker.prepare()
+        events = await asyncio.wait_for(worker.next_events(), 60)
+        await worker.stop()
+        return events, worker.user_dir
+
+    events, user_dir = asyncio.run(prepare())
+    assert [("ready",)] == events
+    assert user_dir != str(package)
+    assert (tmp_path / "imported").is_dir(), "it was imported"
+    assert not Path(user_dir).exists(), "and cleaned away"

@@ -1,0 +1,194 @@
+"""Real faults on real training: it goes on, loses nothing, and leaves nothing behind."""
+
+import glob
+
+import data
+import psutil
+import pytest
+from runs import kill, ray_train
+
+
+FIXED = (*data.MASKED_LM, "--fix-batch-size", "8")
+
+
+def check_samples(run, num_updates, cut_off=None):
+    """Each update ate its batch, and until the epoch's end no sample came twice.
+
+    Of an update that `cut_off` a rank in its very end the recorder knows the other rank's half.
+    """
+    samples = run.samples()
+    assert list(range(1, num_updates + 1)) == list(samples)
+    eaten = [i for ids in samples.values() for i in ids]
+    assert len(eaten) == len(set(eaten)), "a sample was eaten twice within the epoch"
+    # one mini-batch of the whole text is short
+    assert all(len(ids) in (8, 5) for update, ids in samples.items() if update != cut_off)
+
+
+def check_nothing_left(run):
+    pids = {step["pid"] for step in run.steps()}
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert [] == glob.glob("/dev/shm/fairseq_ray_*")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"rank": 1, "update": 31, "where": "begin", "what": "SIGKILL"},
+        {"rank": 0, "update": 31, "where": "forward", "what": "SIGKILL"},
+        {"rank": 1, "update": 31, "where": "optimizer", "what": "SIGKILL"},
+        {"rank": 0, "update": 30, "where": "validate", "what": "SIGKILL"},
+        {"rank": 0, "update": 30, "where": "checkpoint", "what": "SIGKILL"},
+        {"rank": 1, "update": 31, "where": "forward", "what": "raise"},
+    ],
+    ids=lambda fault: f"{fault['what']}-{fault['where']}-rank{fault['rank']}",
+)
+def test_a_training_process_that_dies_costs_the_update_in_flight(
+    fault, tmp_path, english, two_nodes
+):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--save-interval-updates", "30"),
+        address=two_nodes.address,
+        faults=[fault],
+    ).finish()
+    assert 0 == run.redone()
+    check_samples(run, 60, cut_off=31 if fault["where"] == "optimizer" else None)
+    (stopped,) = run.events("stopped")
+    assert f"rank {fault['rank']}" in stopped["cause"]
+    assert [2, 2] == [event["world_size"] for event in run.events("started")]
+    assert {30, 60} <= {event["update"] for event in run.events("checkpoint")}
+    check_nothing_left(run)
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path, english, two_nodes):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "200", "--disable-validation"),
+        address=two_nodes.address,
+    )
+    run.until_update(20)
+    above = psutil.Process(run.ranks()[1]["pid"]).parents()
+    worker = next(p for p in above if p.cmdline() and p.cmdline()[0].startswith("ray::"))
+    kill(worker.pid)
+    run.finish()
+    assert 0 == run.redone()
+    check_samples(run, 200)
+    assert [2, 1] == [event["world_size"] for event in run.events("started")][:2]
+    check_nothing_left(run)
+
+
+def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_nodes):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-epoch", "3", "--disable-validation"),
+        address=two_nodes.address,
+    )
+    run.until_update(20)
+    two_nodes.kill(two_nodes.of(run.ranks()[0]["node"]))
+    alone = run.until(lambda: [e for e in run.events("advanced") if e["generation"] == 2])
+    assert 1 == alone[0]["world_size"]
+    two_nodes.add()
+    grown = run.until(lambda: [e for e in run.events("advanced") if e["generation"] == 3])
+    assert 2 == grown[0]["world_size"]
+    run.finish()
+    assert 0 == run.redone()
+    lost, resized = run.events("stopped")
+    assert lost["cause"].startswith("LOST") and resized["cause"] == "RESIZED"
+    samples = run.samples()
+    epoch = len(samples) // 3
+    for begin in (1, 1 + epoch, 1 + 2 * epoch):
+        eaten = [i for update in range(begin, begin + epoch) for i in samples[update]]
+        assert len(eaten) == len(set(eaten))
+    assert {i for ids in samples.values() for i in ids} == set(range(max(eaten) + 1))
+    check_nothing_left(run)
+
+
+def test_when_all_training_processes_die_the_newest_checkpoint_serves(
+    tmp_path, english, two_nodes
+):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--save-interval-updates", "20", "--disable-validation"),
+        address=two_nodes.address,
+        faults=[
+            {"rank": rank, "update": 36, "where": "begin", "what": "SIGKILL"} for rank in (0, 1)
+        ],
+    ).finish()
+    assert 15 == run.redone()
+    assert run.samples()[20] and set(run.samples()) == set(range(1, 61))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
+    name, tmp_path, english, two_nodes
+):
+    options = ("--max-update", "80", "--disable-validation")
+    run = ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address)
+    run.until_update(20)
+    kill(run.process.pid, name)
+    assert {"SIGINT": 130, "SIGTERM": 143}[name] == run.wait()
+    (end,) = run.events("interrupted")
+    assert end["update"] >= 20
+    check_nothing_left(run)
+    assert 0 == ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address).wait()
+    assert 0 == run.redone()
+    check_samples(run, 80)
+
+
+def test_the_users_own_error_ends_the_run_with_its_traceback(tmp_path, english, two_nodes):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--disable-validation"),
+        address=two_nodes.address,
+        faults=[
+            {"rank": 0, "update": 11, "where": "forward", "what": "raise", "always": True}
+        ],
+    )
+    assert 1 == run.wait()
+    assert "ValueError: the model is broken at update 11" in run.output
+    (failed,) = run.events("failed")
+    assert "failed twice after update 10" in failed["cause"]
+    check_nothing_left(run)
+
+
+def test_a_driver_that_is_killed_leaves_nothing_behind(tmp_path, english, two_nodes):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "5000", "--disable-validation"),
+        address=two_nodes.address,
+    )
+    run.until_update(20)
+    pids = [rank["pid"] for rank in run.ranks()]
+    run.process.kill()
+    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids], timeout=10)
+    assert [] == alive
+
+
+def test_too_few_workers_are_waited_for(tmp_path, english, nodes):
+    nodes.add()
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "10", "--disable-validation", "--ray-min-workers", "2"),
+        address=nodes.address,
+    )
+    waiting = run.until(
+        lambda: [e for e in run.events("waiting") if "1 ready" in e["cause"]]
+    )
+    assert "2 workers" in waiting[0]["cause"]
+    nodes.add()
+    run.finish()
+    assert [2] == [event["world_size"] for event in run.events("started")]

@@ -1,0 +1,151 @@
+"""Whatever the cluster did, it is the same training: samples, batches, loss curve."""
+
+import data
+import pytest
+from runs import kill, ray_train, torchrun
+
+MASKED_LM = (*data.MASKED_LM, "--tokens-per-sample", "128", "--batch-size", "8")
+FIXED = {
+    "masked_lm": (*MASKED_LM, "--fix-batch-size", "32", "--num-workers", "1"),
+    "translation": (*data.TRANSLATION, "--fix-batch-size", "2000"),
+}
+
+
+def text_of(task, request):
+    return request.getfixturevalue("parallel" if task == "translation" else "english")
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "options"),
+    [
+        (MASKED_LM, "english", ("--max-update", "60", "--num-workers", "1")),
+        (data.LANGUAGE_MODELING, "english", ("--max-update", "30", "--update-freq", "2")),
+        # past the epoch's end, where one rank has a mini-batch less
+        (data.TRANSLATION, "parallel", ("--max-epoch", "2", "--update-freq", "3,2")),
+    ],
+    ids=["masked_lm", "language_modeling", "translation"],
+)
+def test_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit(
+    model, text, options, tmp_path, request, two_nodes
+):
+    text = request.getfixturevalue(text)
+    stock = torchrun(tmp_path / "stock", text, model, *options).finish()
+    ours = ray_train(
+        tmp_path / "ours", text, model, *options, address=two_nodes.address
+    ).finish()
+    assert len(ours.curve()) >= 30
+    assert stock.curve() == ours.curve()
+    assert valid_losses(stock) == valid_losses(ours)
+    assert stock.samples() == ours.samples()
+    assert ours.losses()[-1] < ours.losses()[0] - 1
+
+
+def valid_losses(run):
+    lines = [line for line in run.lines if "| valid | {" in line]
+    return [line.split('"valid_loss": ')[1].split(",")[0] for line in lines]
+
+
+@pytest.mark.parametrize("task", FIXED)
+def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_kills(
+    task, tmp_path, request, nodes
+):
+    text = text_of(task, request)
+    options = ("--max-epoch", "3")
+    nodes.add()
+
+    def train(name, **fields):
+        return ray_train(
+            tmp_path / name, text, FIXED[task], *options, address=nodes.address, **fields
+        )
+
+    alone = train("one").finish()
+    disturbed = train("disturbed", pause_s=0.25)
+    disturbed.until_update(3)
+    nodes.add()
+    nodes.add()
+    three = disturbed.until(lambda: [r for r in disturbed.steps() if r["world"] == 3])
+    disturbed.until_update(three[0]["update"] + 3)
+    kill(disturbed.ranks()[1]["pid"])
+    disturbed.until_event("advanced", len(disturbed.events("advanced")) + 1)
+    for _ in range(2):
+        before = disturbed.events("advanced")[-1]
+        disturbed.until_update(before["update"] + 2)
+        last = nodes.of(disturbed.ranks()[-1]["node"])
+        nodes.kill(last)
+        disturbed.until(
+            lambda before=before: disturbed.events("advanced")[-1]["world_size"]
+            < before["world_size"]
+        )
+    disturbed.finish()
+    assert 0 == disturbed.redone()
+    sizes = [event["world_size"] for event in disturbed.events("started")]
+    assert [1, 3, 3, 2, 1] == sizes
+    nodes.add()
+    two = train("two").finish()
+    nodes.add()
+    three = train("three").finish()
+    assert {2} == {step["world"] for step in two.steps()}
+    assert {3} == {step["world"] for step in three.steps()}
+    for run in (two, three, disturbed):
+        assert alone.samples() == run.samples()
+        check_curves(alone.curve(), run.curve())
+
+
+def check_curves(expected, actual):
+    """Loss, gradient norm, learning rate, tokens and sentences of every update."""
+    assert expected.keys() == actual.keys()
+    for update, values in expected.items():
+        assert [float(v) for v in values] == pytest.approx(
+            [float(v) for v in actual[update]], rel=1e-4, abs=2e-3
+        ), f"update {update}"
+
+
+def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(
+    tmp_path, english, two_nodes
+):
+    run = ray_train(
+        tmp_path, english, MASKED_LM, "--max-epoch", "1", address=two_nodes.address, pause_s=0.1
+    )
+    run.until_update(15)
+    two_nodes.kill(two_nodes.of(run.ranks()[1]["node"]))
+    run.finish()
+    assert {1, 2} == {step["world"] for step in run.steps()}
+    eaten = sorted(i for ids in run.samples().values() for i in ids)
+    assert list(range(len(eaten))) == eaten
+
+
+def test_a_checkpoint_of_stock_fairseq_goes_on_at_another_world_size(
+    tmp_path, english, nodes
+):
+    nodes.add()
+    folder = tmp_path / "run"
+    torchrun(folder, english, MASKED_LM, "--max-update", "20", num_ranks=3).finish()
+    run = ray_train(
+        folder, english, MASKED_LM, "--max-epoch", "1", address=nodes.address
+    ).finish()
+    assert {3, 1} == {step["world"] for step in run.steps()}
+    eaten = sorted(i for ids in run.samples().values() for i in ids)
+    assert list(range(len(eaten))) == eaten
+
+
+def test_stock_fairseq_goes_on_from_our_checkpoint_as_if_it_had_written_it(
+    tmp_path, english, two_nodes
+):
+    stock = torchrun(tmp_path / "stock", english, MASKED_LM, "--max-update", "40").finish()
+    folder = tmp_path / "run"
+    ray_train(
+        folder, english, MASKED_LM, "--max-update", "20", address=two_nodes.address
+    ).finish()
+    run = torchrun(folder, english, MASKED_LM, "--max-update", "40").finish()
+    assert stock.samples() == run.samples()
+    assert stock.curve("loss")[40] == run.curve("loss")[40]
+
+
+def test_a_finished_run_started_again_trains_no_update_more(tmp_path, english, nodes):
+    nodes.add()
+    for _ in range(2):
+        run = ray_train(
+            tmp_path, english, MASKED_LM, "--max-update", "5", address=nodes.address
+        ).finish()
+    assert [1, 2, 3, 4, 5] == list(run.samples())
+    assert 0 == run.redone()
