@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 from ray._private import state as ray_state
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -273,20 +274,32 @@ def connect(address: str | None) -> str:
         ConnectionError: `address` names a cluster that cannot be reached.
     """
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if address == "local":
-        return _start_local(common)
-    named = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else address
+    named, origin = address, "--ray-address"
+    if address in (None, "auto"):
+        named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
     if named == "local":
         return _start_local(common)
+    if named != "auto":
+        _knock(str(named), origin)
     try:
-        context = ray.init(address=named or "auto", **common)
+        context = ray.init(address=named, **common)
     except ConnectionError as error:
-        if named and named != "auto":
-            origin = "--ray-address" if address not in (None, "auto") else "RAY_ADDRESS"
-            raise ConnectionError(f"{origin} {named}: no Ray cluster answers there") from error
+        if named != "auto":
+            raise ConnectionError(f"{origin} {named}: {_first_line(error)}") from error
         return _start_local(common)
-    where = context.address_info["gcs_address"]
-    return f"Ray cluster at {where}" + (" (RAY_ADDRESS)" if named and address == "auto" else "")
+    where = f"Ray cluster at {context.address_info['gcs_address']}"
+    return where + (" (RAY_ADDRESS)" if named != "auto" and origin == "RAY_ADDRESS" else "")
+
+
+def _knock(address: str, origin: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConnectionError(f'{origin} {address}: not "auto", "local" or HOST:PORT')
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
 
 
 def _start_local(common: dict[str, Any]) -> str:
@@ -298,8 +311,14 @@ def _start_local(common: dict[str, Any]) -> str:
 class RayCluster:
     """Workers on a Ray cluster; carries out the control loop's actions and says what happens."""
 
-    def __init__(self, job: Job, config: ElasticConfig) -> None:
+    def __init__(self, job: Job, config: ElasticConfig, max_ranks: int | None) -> None:
         self.job = ray.put(job)
+        self.need = {"CPU": float(config.cpus_per_worker)}
+        if not config.cpu:
+            self.need["GPU"] = 1.0
+        # an autoscaler adds nodes for what is asked for and not there, not for what would be of
+        # use; the request is the cluster's, so it also takes the place of one a killed driver left
+        request_resources(bundles=[self.need] * (max_ranks or 0))
         self.run_id = job.run_id
         self.config = config
         self.actors: dict[str, Any] = {}
@@ -366,15 +385,12 @@ class RayCluster:
         From what the nodes say is free now: cluster_resources() counts a dead node for 13 s and
         a draining one for ever.
         """
-        need = {"CPU": float(self.config.cpus_per_worker)}
-        if not self.config.cpu:
-            need["GPU"] = 1.0
         draining = ray_state.state.get_draining_nodes()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         unsettled = {self.nodes[w] for w in self.not_ready if w in self.nodes}
         room = {}
         for node, free in ray_state.available_resources_per_node().items():
-            slots = int(min(free.get(kind, 0.0) // amount for kind, amount in need.items()))
+            slots = int(min(free.get(kind, 0.0) // amount for kind, amount in self.need.items()))
             # a worker just placed may not have taken its resources yet
             if slots > 0 and node in alive and node not in draining and node not in unsettled:
                 room[node] = slots
@@ -448,6 +464,7 @@ class RayCluster:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
         for worker in list(self.actors):
             self._drop(worker)
+        request_resources(bundles=[])
 
 
 def _first_line(error: BaseException) -> str:

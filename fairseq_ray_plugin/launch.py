@@ -164,16 +164,15 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         config = dataclasses.replace(config, cpu=True)
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
-    cluster = distributed.RayCluster(_job(cfg, config, groups), config)
+    max_ranks = min(limits) if limits else None
+    cluster = distributed.RayCluster(_job(cfg, config, groups), config, max_ranks)
     signals = _Signals()
     exit_code: int | None = None
     try:
         state = elastic.State()
         while exit_code is None:
             observation = cluster.observe(signals.received)
-            state, actions = elastic.step(
-                state, observation, config, min(limits) if limits else None
-            )
+            state, actions = elastic.step(state, observation, config, max_ranks)
             for action in actions:
                 match action:
                     case elastic.Log(event):

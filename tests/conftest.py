@@ -10,6 +10,10 @@ import pytest
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
+from fairseq_ray_plugin import compat  # noqa: E402
+
+compat.apply()
+
 
 @pytest.fixture(scope="session")
 def english(tmp_path_factory):

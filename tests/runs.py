@@ -135,7 +135,7 @@ class Run:
         keys = keys or ("loss", "gnorm", "lr", "wpb", "bsz")
         curve = {}
         for line in self.lines:
-            if "| train_inner | {" in line:
+            if "train_inner" in line and "{" in line:
                 values = json.loads(line[line.index("{") :])
                 curve[int(values["num_updates"])] = tuple(values[key] for key in keys)
         return curve

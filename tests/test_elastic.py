@@ -14,7 +14,7 @@ class Cluster:
         self.config = ElasticConfig(**options)
         self.max_ranks = max_ranks
         self.state = elastic.State()
-        self.now = 0.0
+        self.now = 100.0
         self.actions = []
 
     def see(self, *events, room=None, signal=None, after=0.0):

@@ -101,7 +101,7 @@ def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
             *(BIN / "fairseq-ray-hydra-train", "--ray-address", two_nodes.address),
             *("--fix-batch-size", "16", f"hydra.run.dir={tmp_path}"),
             *("task=language_modeling", f"task.data={english}", "task.tokens_per_sample=64"),
-            *("criterion=cross_entropy", "model=transformer_lm", "model.decoder.layers=1"),
+            *("criterion=cross_entropy", "model=transformer_lm", "model.decoder_layers=1"),
             *("optimizer=adam", "lr_scheduler=fixed", "optimization.lr=[0.001]"),
             *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=6"),
             *("common.cpu=true", "common.log_format=json", "common.log_interval=1"),
