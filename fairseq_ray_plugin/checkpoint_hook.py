@@ -73,6 +73,8 @@ class StateKeeper:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_hold, self.on_checkpoint = on_boundary, on_hold, on_checkpoint
         self.hold_requested = threading.Event()
+        self.catch_up = False
+        """The state was loaded with a validation and checkpoint pending."""
         self.trainer: Any = None
         self.boundary: Boundary | None = None
         # held by the training thread from the optimizer step to the boundary after it, and
@@ -186,7 +188,10 @@ def extra(boundary: Boundary) -> dict[str, Any]:
 
 
 def add_checkpoint_hook(
-    keeper: StateKeeper, groups: tuple[int, ...] | None, restore: str | None
+    keeper: StateKeeper,
+    groups: tuple[int, ...] | None,
+    restore: str | None,
+    restart_epoch: bool = False,
 ) -> None:
     """Patch fairseq, in this process, so that `keeper` knows the state at each boundary.
 
@@ -194,8 +199,9 @@ def add_checkpoint_hook(
         groups: mini-batches in an update by epoch, with --fix-batch-size; else None.
         restore: the snapshot or checkpoint of this run to go on from; None: what the user's
             own options say.
+        restart_epoch: where positions do not survive a resize, start the epoch again.
     """
-    _deal_mini_batches(keeper, groups)
+    _deal_mini_batches(keeper, groups, restart_epoch)
     _record_boundaries(keeper)
     _extend_checkpoints(keeper)
     _restore(keeper, restore)
@@ -215,14 +221,28 @@ def _patch(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     return replace
 
 
-def _deal_mini_batches(keeper: StateKeeper, groups: tuple[int, ...] | None) -> None:
+def _deal_mini_batches(
+    keeper: StateKeeper, groups: tuple[int, ...] | None, restart_epoch: bool
+) -> None:
     if groups is not None:
         iterators._chunk_iterator = train_iterator.without_empty
 
     @_patch(Trainer, "get_train_iterator")
     def get_train_iterator(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         iterator = original(trainer, *args, **kwargs)
-        if type(iterator) is iterators.EpochBatchIterator:
+        by_world_size = (
+            trainer.cfg.dataset.grouped_shuffling
+            or trainer.cfg.distributed_training.fix_batches_to_gpus
+            or type(iterator) not in (iterators.EpochBatchIterator, ElasticEpochBatchIterator)
+        )
+        if by_world_size:
+            if not restart_epoch:
+                raise ValueError(
+                    f"the training data's iterator ({type(iterator).__name__}) has no position "
+                    "that holds at another number of workers: pass --ray-restart-epoch"
+                )
+            train_iterator.restart_epoch_on_resize(iterator, keeper.world_size)
+        elif type(iterator) is iterators.EpochBatchIterator:
             optimization = trainer.cfg.optimization
             freqs = list(optimization.update_freq)
 
@@ -254,7 +274,9 @@ def _record_boundaries(keeper: StateKeeper) -> None:
         original: Any, cfg: Any, trainer: Any, task: Any, itr: Any, subsets: Any, end: bool
     ) -> Any:
         update = trainer.get_num_updates()
-        before = Boundary(update, _position(itr), _best(), _early_stop(), pending=True)
+        elastic = isinstance(itr, ElasticEpochBatchIterator)
+        state = itr.position_state() if elastic else itr.state_dict()
+        before = Boundary(update, state, _best(), _early_stop(), pending=elastic or not end)
         keeper.record(before)
         keeper.on_boundary(update)
         losses, should_stop = original(cfg, trainer, task, itr, subsets, end)
@@ -269,27 +291,24 @@ def _record_boundaries(keeper: StateKeeper) -> None:
 
     @_patch(fairseq_cli.train, "train")
     def train(original: Any, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
-        if keeper.boundary is not None and keeper.boundary.pending:
-            if keeper.boundary.update:
-                losses, should_stop, end = _catch_up(cfg, trainer, task, epoch_itr)
-                if should_stop or end:
-                    return losses, should_stop
-        max_update = cfg.optimization.max_update
-        if max_update and trainer.get_num_updates() >= max_update:
-            return [None], True  # stock trains one more update before it looks
+        if keeper.catch_up:
+            keeper.catch_up = False
+            losses, should_stop, end = _catch_up(cfg, trainer, task, epoch_itr)
+            if should_stop or end:
+                return losses, should_stop
+        max_update, patience = cfg.optimization.max_update, cfg.checkpoint.patience
+        stopped_early = patience > 0 and (_early_stop() or (0, 0))[1] >= patience
+        if stopped_early or (max_update and trainer.get_num_updates() >= max_update):
+            return [None], True  # stock trains one more update, or epoch, before it looks
         return original(cfg, trainer, task, epoch_itr)
-
-
-def _position(itr: Any) -> dict[str, Any]:
-    if isinstance(itr, ElasticEpochBatchIterator):
-        return itr.position_state()
-    return dict(itr.state_dict())
 
 
 def _catch_up(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[Any, bool, bool]:
     """The validation and checkpoint that the last generation did not get to."""
     shuffle = epoch_itr.next_epoch_idx > cfg.dataset.curriculum
-    itr = epoch_itr.next_epoch_itr(cfg.distributed_training.fix_batches_to_gpus, shuffle)
+    itr = epoch_itr.next_epoch_itr(
+        shuffle=shuffle, fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus
+    )
     end = not itr.has_next()
     subsets = cfg.dataset.valid_subset.split(",")
     losses, should_stop = fairseq_cli.train.validate_and_save(
@@ -372,6 +391,7 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
             if boundary.lr_step is not None:
                 trainer.lr_step(*boundary.lr_step)
                 boundary = dataclasses.replace(boundary, lr_step=None)
+        keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
         return extra_state, epoch_itr
 

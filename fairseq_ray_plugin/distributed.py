@@ -51,6 +51,7 @@ class Job:
     """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
 
     groups: tuple[int, ...] | None
+    restart_epoch: bool
     threads: int
     working_dir: str
     python_path: tuple[str, ...]
@@ -163,6 +164,7 @@ class RayDistributedActor:
             master=master,
             restore=restore,
             groups=self.job.groups,
+            restart_epoch=self.job.restart_epoch,
             threads=self.job.threads,
             user_dir=self.user_dir,
         )
@@ -458,7 +460,7 @@ class RayCluster:
             ray.kill(actor)
 
     def close(self, limit_s: float = 3.0) -> None:
-        """All workers end, and what they left in memory goes; those that do not answer are killed."""
+        """All workers end, and what they left in memory goes; the unanswering are killed."""
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)

@@ -348,9 +348,10 @@ def _hear(s: _Step, event: Event) -> None:
                 s.set(start_failures={**s.state.start_failures, gone.node: reasons})
                 s.log("unfit", f"a worker did not start on {gone.node}: {reason}")
                 s.set(since=s.now)
+            name = _rank(s, worker)
             _forget(s, worker)
             if worker in s.state.ranks:
-                _fail(s, Failure(Cause.LOST, f"{_rank(s, worker)}: {reason}"))
+                _fail(s, Failure(Cause.LOST, f"{name}: {reason}"))
                 _unsaved(s, worker)
         case Report() if event.generation == s.state.generation:
             _hear_report(s, event)
@@ -407,8 +408,8 @@ def _hear_report(s: _Step, report: Report) -> None:
 def _rank(s: _Step, worker: str) -> str:
     state = s.state
     rank = state.ranks.index(worker) if worker in state.ranks else None
-    node = state.workers[worker].node if worker in state.workers else "its node"
-    return f"rank {rank} (on {node})"
+    node = state.workers[worker].node
+    return f"rank {rank} (on node {node[:8]})"
 
 
 def _forget(s: _Step, worker: str) -> None:
@@ -567,9 +568,9 @@ def _stop(s: _Step) -> None:
         return
     for name in finished:  # what they hold is the last update, with rank 0's checkpoint to come
         s.set_worker(name, standing=Standing.READY)
-    failure = _first_cause(state)
-    s.log("stopped", _describe(state.cause, failure))
-    if failure is not None and state.signal is None and _give_up(s, failure):
+    first = _first_cause(state)
+    s.log("stopped", _describe(state.cause, first))
+    if first is not None and state.signal is None and _give_up(s, first):
         return
     _save_freshest(s)
 

@@ -57,7 +57,7 @@ def _import_all(preload: Preload) -> None:
 
     compat.apply()
     import torch
-    import torch._dynamo  # noqa: F401  torch.optim imports it lazily, for 2 s
+    import torch._dynamo
 
     import fairseq_ray_plugin.worker  # noqa: F401
 

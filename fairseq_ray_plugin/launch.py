@@ -143,6 +143,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
             groups = mini_batches_per_update(
                 config.fix_batch_size, cfg.dataset.batch_size, cfg.dataset.max_tokens
             )
+        _refuse_lost_positions(cfg, config)
         record = journal.Journal(cfg.checkpoint.save_dir)
     except (ValueError, OSError) as error:
         _exit(error)
@@ -187,8 +188,24 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         cluster.close()
         signals.restore()
     logger.info("%s", journal.summary(journal.read(record.path)))
-    ray.shutdown(_exiting_interpreter=True)  # as at the interpreter's exit: the last lines of the ranks come first
+    # as at the interpreter's exit: it waits for the last lines of the ranks
+    ray.shutdown(_exiting_interpreter=True)
     return exit_code
+
+
+def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
+    """Options that order an epoch by the number of ranks make a resize repeat and skip samples."""
+    for option, given in (
+        ("--grouped-shuffling", cfg.dataset.grouped_shuffling),
+        ("--fix-batches-to-gpus", cfg.distributed_training.fix_batches_to_gpus),
+    ):
+        if given and not config.restart_epoch:
+            raise ValueError(
+                f"{option} orders the data by the number of workers, so a resize would repeat "
+                "and skip samples: leave it out, or start the epoch again at each resize with "
+                "--ray-restart-epoch, or fix the number with --ray-min-workers N "
+                "--ray-max-workers N"
+            )
 
 
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any:
@@ -199,6 +216,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any
         run_id=uuid.uuid4().hex[:8],
         cfg=pickle.dumps(cfg),
         groups=groups,
+        restart_epoch=config.restart_epoch,
         threads=config.cpus_per_worker,
         working_dir=os.getcwd(),
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),

@@ -29,6 +29,12 @@ class ElasticConfig:
     max_failures: int = 3
     """Failures in a row without a completed update in between that end the run."""
 
+    restart_epoch: bool = False
+    """Where a position in an epoch means nothing at another size, a resize starts the epoch again.
+
+    Always set where there can be no other size.
+    """
+
     cpu: bool = False
     """A slot is `cpus_per_worker` CPUs instead of one GPU."""
 
@@ -53,6 +59,7 @@ class ElasticConfig:
             max_workers=args.ray_max_workers,
             cpus_per_worker=args.ray_cpus_per_worker,
             max_failures=args.ray_max_failures,
+            restart_epoch=args.ray_restart_epoch or args.ray_min_workers == args.ray_max_workers,
         )
 
 
@@ -109,6 +116,13 @@ def add_ray_args(
         metavar="N",
         help="end the run after N failures in a row with no update completed in between "
         "(default: 3)",
+    )
+    group.add_argument(
+        "--ray-restart-epoch",
+        action="store_true",
+        help="start the epoch again after a resize where the data's order depends on the number "
+        "of workers (--grouped-shuffling, --fix-batches-to-gpus, streaming data sets), which is "
+        "refused otherwise",
     )
     return group
 

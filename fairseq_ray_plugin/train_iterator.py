@@ -7,6 +7,8 @@ samples at another world size. Here a position is (epoch, mini-batches used by a
 from __future__ import annotations
 
 import functools
+import logging
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +17,8 @@ from fairseq import utils
 from fairseq.data import data_utils, iterators
 
 from fairseq_ray_plugin.batching import Layout
+
+logger = logging.getLogger(__name__)
 
 POSITION = "mini_batches"
 """Key beside fairseq's own in a checkpoint's `train_iterator`: mini-batches used in the epoch."""
@@ -104,17 +108,39 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
         self._next_epoch_itr = iterator
 
 
+WORLD_SIZE = "world_size"
+"""Key of the world size at which a checkpoint was written, put there when it is loaded."""
+
+
 def add_position(state: dict[str, Any]) -> dict[str, Any]:
     """Give a checkpoint of stock fairseq the position that its own world size implies."""
     iterator = state.get("extra_state", {}).get("train_iterator")
-    if iterator and POSITION not in iterator and "iterations_in_epoch" in iterator:
+    if iterator:
         config = state.get("cfg")
         if config is not None:
             world_size = config["distributed_training"]["distributed_world_size"]
         else:
             world_size = getattr(state.get("args"), "distributed_world_size", 1)
-        iterator[POSITION] = iterator["iterations_in_epoch"] * world_size
+        iterator[WORLD_SIZE] = world_size
+        if POSITION not in iterator and "iterations_in_epoch" in iterator:
+            iterator[POSITION] = iterator["iterations_in_epoch"] * world_size
     return state
+
+
+def restart_epoch_on_resize(iterator: Any, world_size: int) -> None:
+    """A stock iterator, loading the state of another world size, begins that epoch again."""
+    load_state_dict = iterator.load_state_dict
+
+    def load(state_dict: Mapping[str, Any]) -> None:
+        if state_dict.get(WORLD_SIZE, world_size) != world_size:
+            logger.warning(
+                "epoch %s begins again: its order at %s workers is not the one at %s",
+                *(state_dict["epoch"], state_dict[WORLD_SIZE], world_size),
+            )
+            state_dict = {**state_dict, "iterations_in_epoch": 0}
+        load_state_dict(state_dict)
+
+    iterator.load_state_dict = load
 
 
 def without_empty(
@@ -149,7 +175,10 @@ def seed_by_mini_batch(trainer: Any, rank: int, world_size: int) -> None:
     def seeded_train_step(*args: Any, **kwargs: Any) -> Any:
         nonlocal place
         entropy = [trainer.cfg.common.seed, trainer.get_num_updates(), place]
-        utils.set_torch_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
+        utils.set_torch_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         place += world_size
         return train_step(*args, **kwargs)
 

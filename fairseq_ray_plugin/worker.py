@@ -50,6 +50,9 @@ class Assignment:
     groups: tuple[int, ...] | None
     """Mini-batches in an update by epoch, with --fix-batch-size."""
 
+    restart_epoch: bool
+    """A training iterator without positions for all world sizes is acceptable."""
+
     threads: int
     """For torch on the CPU."""
 
@@ -81,7 +84,7 @@ def train_rank(
         torch.set_num_threads(assignment.threads)
         set_num_resources(cfg, assignment)
         set_batch_size(cfg, assignment.groups, assignment.world_size)
-        add_checkpoint_hook(keeper, assignment.groups, assignment.restore)
+        add_checkpoint_hook(keeper, assignment.groups, assignment.restore, assignment.restart_epoch)
         if assignment.groups is not None:
             _seed_mini_batches(keeper)
         if assignment.world_size > 1:

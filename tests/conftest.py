@@ -10,7 +10,7 @@ import pytest
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
-from fairseq_ray_plugin import compat  # noqa: E402
+from fairseq_ray_plugin import compat
 
 compat.apply()
 

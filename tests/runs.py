@@ -108,27 +108,35 @@ class Run:
         """Rank, node and pid of the training processes of the newest generation."""
         return self.events("started")[-1]["ranks"]
 
-    def steps(self) -> list[dict]:
-        """The recorder's lines, of all processes, oldest first."""
-        steps = []
+    def lines_of(self, kind: str) -> list[dict]:
+        lines = []
         for path in glob.glob(str(self.records / "*.jsonl")):
-            steps += journal.read(path)
-        return sorted(steps, key=lambda step: step["time"])
+            lines += journal.read(path)
+        return sorted((x for x in lines if x["kind"] == kind), key=lambda line: line["time"])
+
+    def steps(self) -> list[dict]:
+        """The recorder's lines on updates that a rank completed, oldest first."""
+        return self.lines_of("done")
 
     def samples(self) -> dict[int, list[int]]:
-        """Update -> ids of the samples it ate on all ranks; an update done again counts twice."""
+        """Update -> ids of the samples it ate on all ranks; an update done again counts twice.
+
+        An update is done when one rank has completed it: all gradients are in it then, also
+        those of a rank that died before it could say so.
+        """
+        done = {(step["update"], step["group"]) for step in self.steps()}
         samples = defaultdict(list)
-        for step in self.steps():
-            samples[step["update"]] += step["ids"]
+        for line in self.lines_of("begun"):
+            if (line["update"], line["group"]) in done:
+                samples[line["update"]] += line["ids"]
         return {update: sorted(ids) for update, ids in sorted(samples.items())}
 
     def redone(self) -> int:
         """Updates that were completed more than once."""
         done = defaultdict(set)
         for step in self.steps():
-            if step["rank"] == 0:
-                done[step["update"]].add(step["pid"])
-        return sum(len(pids) - 1 for pids in done.values())
+            done[step["update"]].add(step["group"])
+        return sum(len(groups) - 1 for groups in done.values())
 
     def curve(self, *keys: str) -> dict[int, tuple]:
         """Update -> what was logged for it, as logged."""

@@ -150,7 +150,7 @@ def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     cluster.see(cluster.report("worker-1", "ended", text="was killed by SIGKILL"))
     stopped = next(a.event for a in cluster.actions[::-1] if isinstance(a, elastic.Log))
     assert "stopped" == stopped.kind
-    assert "rank 1 (on b) was killed by SIGKILL" in stopped.cause
+    assert "rank 1 (on node b) was killed by SIGKILL" in stopped.cause
 
 
 def fail(cluster, rank, kind, update, text):

@@ -30,9 +30,7 @@ def test_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit(
 ):
     text = request.getfixturevalue(text)
     stock = torchrun(tmp_path / "stock", text, model, *options).finish()
-    ours = ray_train(
-        tmp_path / "ours", text, model, *options, address=two_nodes.address
-    ).finish()
+    ours = ray_train(tmp_path / "ours", text, model, *options, address=two_nodes.address).finish()
     assert len(ours.curve()) >= 30
     assert stock.curve() == ours.curve()
     assert valid_losses(stock) == valid_losses(ours)
@@ -50,7 +48,7 @@ def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_kills(
     task, tmp_path, request, nodes
 ):
     text = text_of(task, request)
-    options = ("--max-epoch", "3")
+    options = ("--max-epoch", "2")
     nodes.add()
 
     def train(name, **fields):
@@ -73,8 +71,9 @@ def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_kills(
         last = nodes.of(disturbed.ranks()[-1]["node"])
         nodes.kill(last)
         disturbed.until(
-            lambda before=before: disturbed.events("advanced")[-1]["world_size"]
-            < before["world_size"]
+            lambda before=before: (
+                disturbed.events("advanced")[-1]["world_size"] < before["world_size"]
+            )
         )
     disturbed.finish()
     assert 0 == disturbed.redone()
@@ -100,9 +99,7 @@ def check_curves(expected, actual):
         ), f"update {update}"
 
 
-def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(
-    tmp_path, english, two_nodes
-):
+def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(tmp_path, english, two_nodes):
     run = ray_train(
         tmp_path, english, MASKED_LM, "--max-epoch", "1", address=two_nodes.address, pause_s=0.1
     )
@@ -114,15 +111,11 @@ def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(
     assert list(range(len(eaten))) == eaten
 
 
-def test_a_checkpoint_of_stock_fairseq_goes_on_at_another_world_size(
-    tmp_path, english, nodes
-):
+def test_a_checkpoint_of_stock_fairseq_goes_on_at_another_world_size(tmp_path, english, nodes):
     nodes.add()
     folder = tmp_path / "run"
     torchrun(folder, english, MASKED_LM, "--max-update", "20", num_ranks=3).finish()
-    run = ray_train(
-        folder, english, MASKED_LM, "--max-epoch", "1", address=nodes.address
-    ).finish()
+    run = ray_train(folder, english, MASKED_LM, "--max-epoch", "1", address=nodes.address).finish()
     assert {3, 1} == {step["world"] for step in run.steps()}
     eaten = sorted(i for ids in run.samples().values() for i in ids)
     assert list(range(len(eaten))) == eaten
@@ -133,9 +126,7 @@ def test_stock_fairseq_goes_on_from_our_checkpoint_as_if_it_had_written_it(
 ):
     stock = torchrun(tmp_path / "stock", english, MASKED_LM, "--max-update", "40").finish()
     folder = tmp_path / "run"
-    ray_train(
-        folder, english, MASKED_LM, "--max-update", "20", address=two_nodes.address
-    ).finish()
+    ray_train(folder, english, MASKED_LM, "--max-update", "20", address=two_nodes.address).finish()
     run = torchrun(folder, english, MASKED_LM, "--max-update", "40").finish()
     assert stock.samples() == run.samples()
     assert stock.curve("loss")[40] == run.curve("loss")[40]

@@ -139,9 +139,7 @@ def test_without_a_fixed_batch_no_sample_comes_twice_or_never_in_an_epoch(
 ):
     state, seen = None, {}
     for world_size, num_updates in [*stops, (2, 100)]:
-        done, state = train(
-            world_size, state, num_updates, num_batches=num_batches, freqs=freqs
-        )
+        done, state = train(world_size, state, num_updates, num_batches=num_batches, freqs=freqs)
         for epoch, batches in done:
             seen.setdefault(epoch, []).extend(i for ids in batches for i in ids)
     complete = [sorted(ids) for epoch, ids in seen.items() if epoch < max(seen)]
@@ -188,8 +186,8 @@ def test_stock_fairseq_reads_our_position_and_we_read_stocks():
 def test_loader_processes_see_each_epoch_of_a_fixed_batch(num_workers):
     iterator, _ = make(0, 1, 13, [2], None, num_workers=num_workers)
     for epoch in (1, 2, 3):
-        seen = [sample["epochs"] for sample in iterator.next_epoch_itr()]
-        assert [{epoch}] * 13 == [epochs for epochs in seen if epochs][:13]
+        seen = [sample["epochs"] for sample in iterator.next_epoch_itr() if sample]
+        assert [{epoch}] * 13 == seen
 
 
 def test_dropout_depends_on_the_mini_batch_and_not_on_the_rank():

@@ -1,6 +1,6 @@
 """A user's own --user-dir: writes down which samples every update ate, and fails on request.
 
-FAIRSEQ_RECORD names a folder; each training process appends a line per update to a file there.
+FAIRSEQ_RECORD names a folder; each training process appends two lines per update to a file there.
 FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
 making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
 signal that the process sends itself, or "raise". A file `fired_N` shows that fault N happened.
@@ -29,10 +29,11 @@ def rank_and_world():
 def fail_if_asked(where, update):
     for number, fault in enumerate(FAULTS):
         marker = os.path.join(FOLDER, f"fired_{number}")
-        if (
-            (fault["rank"], fault["update"], fault["where"]) == (rank_and_world()[0], update, where)
-            and (fault.get("always") or not os.path.exists(marker))
-        ):
+        if (fault["rank"], fault["update"], fault["where"]) == (
+            rank_and_world()[0],
+            update,
+            where,
+        ) and (fault.get("always") or not os.path.exists(marker)):
             with open(marker, "a") as file:
                 file.write(f"{time.time()}\n")
             if fault["what"] == "raise":
@@ -51,22 +52,27 @@ def wrap(owner, name, before):
     setattr(owner, name, wrapped)
 
 
+def write(line):
+    with open(os.path.join(FOLDER, f"{os.getpid()}.jsonl"), "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def record(original):
     @functools.wraps(original)
     def train_step(trainer, samples, *args, **kwargs):
-        begin = time.time()
         coming = trainer.get_num_updates() + 1
         for place in ("forward", "optimizer"):
             hook(trainer, place)
+        rank, world = rank_and_world()
+        ids = [i for s in samples if isinstance(s, dict) and "id" in s for i in s["id"].tolist()]
+        # ranks of one generation meet at one address, and at no other generation's
+        group = trainer.cfg.distributed_training.distributed_init_method or os.getpid()
+        line = {"rank": rank, "world": world, "pid": os.getpid(), "group": group, "ids": ids}
+        write(line | {"kind": "begun", "update": coming, "time": time.time()})
         fail_if_asked("begin", coming)
         time.sleep(PAUSE)
         result = original(trainer, samples, *args, **kwargs)
-        rank, world = rank_and_world()
-        ids = [i for s in samples if isinstance(s, dict) and "id" in s for i in s["id"].tolist()]
-        line = {"update": trainer.get_num_updates(), "rank": rank, "world": world, "ids": ids}
-        line |= {"begin": begin, "time": time.time(), "pid": os.getpid()}
-        with open(os.path.join(FOLDER, f"{os.getpid()}.jsonl"), "a") as file:
-            file.write(json.dumps(line) + "\n")
+        write(line | {"kind": "done", "update": trainer.get_num_updates(), "time": time.time()})
         return result
 
     return train_step
