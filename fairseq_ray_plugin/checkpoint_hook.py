@@ -403,6 +403,8 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
     def load_state(original: Any, trainer: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Rank 0 says which file: the others may not see the folder it is in."""
         choice = [newest_whole_checkpoint(filename) if keeper.rank == 0 else None]
+        if restore is not None and keeper.rank == 0 and choice[0] is None:
+            raise FileNotFoundError(f"{restore} is gone: training cannot go on from it")
         if keeper.world_size > 1:
             torch.distributed.broadcast_object_list(choice, device=trainer.device)
         isfile = PathManager.isfile

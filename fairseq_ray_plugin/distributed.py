@@ -28,6 +28,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import elastic, forkserver
+from fairseq_ray_plugin.memory import MemoryFolder
 from fairseq_ray_plugin.options import ElasticConfig
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ class RayDistributedActor:
     Its methods are coroutines: it answers at any time, whatever its training process does.
     """
 
-    def __init__(self, job: Job, run_id: str) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
-        self.folder = os.path.join(_memory_folder(), f"fairseq_ray_{run_id}")
+        self.memory = MemoryFolder(job.run_id)
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -195,12 +196,10 @@ class RayDistributedActor:
 
     async def save(self, generation: int, as_checkpoint: bool) -> None:
         """The state held becomes a file; "saved" or "unsaved" follows."""
-        path = os.path.join(self.folder, f"snapshot_{generation}.pt")
         if as_checkpoint:
-            path = os.path.join(self.job.save_dir, "checkpoint_last.pt")
-        elif os.path.isdir(self.folder):  # only the newest is of use
-            shutil.rmtree(self.folder)
-        self._tell("save", path)
+            self._tell("save", os.path.join(self.job.save_dir, "checkpoint_last.pt"))
+        else:
+            self._tell("save", self.memory.snapshot(generation))
 
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
@@ -211,7 +210,7 @@ class RayDistributedActor:
             if not self.ready:  # it imports, and does not listen
                 self.process.kill()
             await asyncio.to_thread(self.process.wait)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.memory.release()
         if self.shipped is not None:
             shutil.rmtree(self.shipped, ignore_errors=True)
 
@@ -234,6 +233,8 @@ class RayDistributedActor:
             while self.link is not None and self.link.poll():
                 kind, update, text, by_peer = self.link.recv()
                 self.answered |= kind in ("held", "raised", "finished")
+                if kind == "saved":
+                    self.memory.keep_only(text)
                 self.events.put_nowait(
                     ("report", self.generation, kind, update, text, by_peer, self.pid)
                 )
@@ -262,11 +263,6 @@ class RayDistributedActor:
                     self._hear_rank()  # its last words come before its end
                 self._drop_link()
                 self.events.put_nowait(("report", self.generation, "ended", None, text, False, pid))
-
-
-def _memory_folder() -> str:
-    """Files here live in memory, where the machine has such a folder."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
 
 def connect(address: str | None) -> str:
@@ -321,7 +317,6 @@ class RayCluster:
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         request_resources(bundles=[self.need] * (max_ranks or 0))
-        self.run_id = job.run_id
         self.config = config
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
@@ -430,7 +425,7 @@ class RayCluster:
                 num_gpus=0 if self.config.cpu else 1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            .remote(self.job, self.run_id)
+            .remote(self.job)
         )
         self.actors[worker], self.nodes[worker] = actor, node
         self.not_ready.add(worker)

@@ -361,9 +361,12 @@ def _hear(s: _Step, event: Event) -> None:
                 s.set_worker(event.worker, standing=Standing.READY, since=s.now, held=None)
 
 
+_TELL_UPDATE = ("advanced", "checkpoint", "held", "raised", "finished")
+
+
 def _hear_report(s: _Step, report: Report) -> None:
     worker = report.worker
-    if report.update is not None and report.kind in ("advanced", "held", "raised", "finished"):
+    if report.update is not None and report.kind in _TELL_UPDATE:
         s.set(update=max(s.state.update, report.update))
     match report.kind:
         case "running":

@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -75,7 +76,7 @@ def train_rank(
     keeper = StateKeeper(
         assignment.rank,
         assignment.world_size,
-        on_boundary=lambda update: link.send("advanced", update),
+        on_boundary=_Progress(link, assignment.rank),
         on_hold=lambda update: link.send("held", update),
         on_checkpoint=lambda path, update: link.send("checkpoint", update, path),
     )
@@ -117,6 +118,20 @@ class _Link:
     ) -> None:
         with self._lock:
             self.connection.send((kind, update, text, by_peer))
+
+
+class _Progress:
+    """Reports a rank's first boundary, and further ones of rank 0, no more than one a second."""
+
+    def __init__(self, link: _Link, rank: int) -> None:
+        self.link, self.rank = link, rank
+        self._reported = -math.inf
+
+    def __call__(self, update: int) -> None:
+        now = time.monotonic()
+        if self._reported < 0 or (self.rank == 0 and now - self._reported >= 1):
+            self._reported = now
+            self.link.send("advanced", update)
 
 
 def _answer(link: _Link, keeper: StateKeeper) -> None:

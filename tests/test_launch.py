@@ -128,6 +128,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             run_id="test",
             cfg=b"",
             groups=None,
+            restart_epoch=False,
             threads=1,
             working_dir=str(tmp_path),
             python_path=(),
@@ -136,7 +137,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             save_dir=str(tmp_path),
             environment={},
         )
-        worker = RayDistributedActor(job, "test")
+        worker = RayDistributedActor(job)
         await worker.prepare()
         events = await asyncio.wait_for(worker.next_events(), 60)
         await worker.stop()

@@ -8,12 +8,13 @@ from pathlib import Path
 import fairseq_ray_plugin
 
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
-PURE = ("options", "batching", "elastic", "journal")
+PURE = ("options", "batching", "elastic", "journal", "memory")
 ORDER = (
     "options",
     "batching",
     "journal",
     "elastic",
+    "memory",
     "compat",
     "train_iterator",
     "checkpoint_hook",

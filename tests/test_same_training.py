@@ -91,12 +91,17 @@ def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_kills(
 
 
 def check_curves(expected, actual):
-    """Loss, gradient norm, learning rate, tokens and sentences of every update."""
+    """Loss, gradient norm, learning rate, tokens and sentences of every update.
+
+    Loss: 1e-4, and the last digit logged. The norm is more sensitive to the order of sums.
+    """
     assert expected.keys() == actual.keys()
     for update, values in expected.items():
-        assert [float(v) for v in values] == pytest.approx(
-            [float(v) for v in actual[update]], rel=1e-4, abs=2e-3
-        ), f"update {update}"
+        loss, norm, *exact = values
+        loss_there, norm_there, *exact_there = actual[update]
+        assert float(loss) == pytest.approx(float(loss_there), rel=1e-4, abs=1.01e-3), update
+        assert float(norm) == pytest.approx(float(norm_there), rel=1e-2), update
+        assert exact == exact_there, update
 
 
 def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(tmp_path, english, two_nodes):
