@@ -78,7 +78,7 @@ def test_a_fixed_batch_trains_alike_on_1_and_3_workers_and_through_resizes_and_k
     disturbed.finish()
     assert 0 == disturbed.redone()
     sizes = [event["world_size"] for event in disturbed.events("started")]
-    assert [1, 3, 3, 2, 1] == sizes
+    assert {1, 2, 3} == set(sizes) and 1 == sizes[0] == sizes[-1]
     nodes.add()
     nodes.add()
     three = train("three").finish()
