@@ -324,10 +324,8 @@ class RayCluster:
         """Outstanding `next_events` calls -> worker."""
         self.calls: dict[Any, str] = {}
         """Other outstanding calls -> worker; only their failure matters."""
-        self.placed_at: dict[str, float] = {}
         self.not_ready: set[str] = set()
         self.surveyed = 0.0
-        self.room: dict[str, int] = {}
 
     def observe(self, signal: int | None = None) -> elastic.Observation:
         """What there is now; returns as soon as something has happened, or after a tick."""
@@ -391,7 +389,6 @@ class RayCluster:
             # a worker just placed may not have taken its resources yet
             if slots > 0 and node in alive and node not in draining and node not in unsettled:
                 room[node] = slots
-        self.room = room
         return room
 
     def describe(self) -> str:
