@@ -26,7 +26,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import train_iterator
+from fairseq_ray_plugin import pace, train_iterator
 from fairseq_ray_plugin.batching import Layout
 from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
 
@@ -58,7 +58,9 @@ class StateKeeper:
     Args:
         rank, world_size: of this generation.
         on_boundary: called with the number of updates at every boundary.
-        on_hold: called with it when training comes to rest because `hold_requested` is set.
+        on_doing: called with what comes next, or still goes on (see pace.py).
+        on_hold: called with the number of updates when training comes to rest because
+            `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
     """
 
@@ -67,11 +69,13 @@ class StateKeeper:
         rank: int,
         world_size: int,
         on_boundary: Callable[[int], None] = lambda update: None,
+        on_doing: Callable[[str], None] = lambda what: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
     ) -> None:
         self.rank, self.world_size = rank, world_size
-        self.on_boundary, self.on_hold, self.on_checkpoint = on_boundary, on_hold, on_checkpoint
+        self.on_boundary, self.on_doing = on_boundary, on_doing
+        self.on_hold, self.on_checkpoint = on_hold, on_checkpoint
         self.hold_requested = threading.Event()
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
@@ -116,6 +120,15 @@ class StateKeeper:
         self._in_update = False
         self._gate.release()
 
+    def put_by(self, path: str) -> int:
+        """Write the state at the boundary that training is at; returns its number of updates.
+
+        The file appears whole or not at all. OSError passes through.
+        """
+        # not behind the gate: whoever wants to freeze the state meanwhile only reads it, too
+        assert self.boundary is not None and not self._in_update
+        return self._write(path, self.boundary)
+
     def rest(self) -> None:
         """Training stays at this boundary until the process ends, if that was asked for."""
         if self.hold_requested.is_set():
@@ -147,7 +160,9 @@ class StateKeeper:
         """
         if not self._frozen or self.boundary is None:
             raise RuntimeError("there is no state to save")
-        boundary = self.boundary
+        return self._write(path, self.boundary)
+
+    def _write(self, path: str, boundary: Boundary) -> int:
         with _side_stream():
             self.trainer.consolidate_optimizer()
             state = utils.move_to_cpu(self.trainer.state_dict())
@@ -203,6 +218,7 @@ def add_checkpoint_hook(
     """
     _deal_mini_batches(keeper, groups, restart_epoch)
     _record_boundaries(keeper)
+    _show_progress(keeper)
     _extend_checkpoints(keeper)
     _restore(keeper, restore)
 
@@ -287,6 +303,7 @@ def _record_boundaries(keeper: StateKeeper) -> None:
             keeper.record(after)
         if not should_stop:
             keeper.rest()
+        keeper.on_doing(pace.LOADING if end else pace.TRAINING)
         return losses, should_stop
 
     @_patch(fairseq_cli.train, "train")
@@ -317,6 +334,20 @@ def _catch_up(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[Any, b
     if not end:
         epoch_itr._next_epoch_itr = itr
     return losses, should_stop, end
+
+
+def _show_progress(keeper: StateKeeper) -> None:
+    """What takes long between two boundaries is told of while it goes on."""
+    for owner, name, what in (
+        (fairseq_cli.train, "validate", pace.VALIDATING),
+        (Trainer, "valid_step", pace.VALIDATING),
+        (checkpoint_utils, "save_checkpoint", pace.SAVING),
+    ):
+
+        @_patch(owner, name)
+        def told(original: Any, *args: Any, what: str = what, **kwargs: Any) -> Any:
+            keeper.on_doing(what)
+            return original(*args, **kwargs)
 
 
 def _extend_checkpoints(keeper: StateKeeper) -> None:

@@ -76,7 +76,7 @@ def _serve(connection: Connection) -> None:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
-    child = 0
+    child, ooms = 0, 0
     while True:
         readable = wait([connection, woken])
         if woken in readable:
@@ -85,7 +85,7 @@ def _serve(connection: Connection) -> None:
                 pid, status = os.waitpid(child, os.WNOHANG)
                 if pid:
                     child = 0
-                    connection.send(("ended", pid, describe(status)))
+                    connection.send(("ended", pid, describe(status, num_oom_kills() > ooms)))
         if connection in readable:
             try:
                 command, payload, has_listener = connection.recv()
@@ -102,6 +102,7 @@ def _serve(connection: Connection) -> None:
             if command == "fork":
                 link = recv_handle(connection)
                 listener = recv_handle(connection) if has_listener else None
+                ooms = num_oom_kills()
                 child = os.fork()
                 if child == 0:
                     _become_rank(connection, (woken, waker), payload, link, listener)
@@ -139,18 +140,34 @@ def _become_rank(
 def _die_with_parent() -> None:
     """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        pr_set_pdeathsig, pr_set_ptracer, any_process = 1, 0x59616D61, -1
+        prctl = ctypes.CDLL(None).prctl
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # py-spy, a child of the worker, may read the stacks also where only parents may
+        prctl(pr_set_ptracer, ctypes.c_long(any_process))
 
 
-def describe(status: int) -> str:
-    """What became of a process, for people, from its wait status."""
+def num_oom_kills() -> int:
+    """Processes that this machine's kernel has killed for lack of memory since it started."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        return 0
+
+
+def describe(status: int, out_of_memory: bool = False) -> str:
+    """What became of a process, for people, from its wait status.
+
+    Args:
+        out_of_memory: the kernel has killed a process for lack of memory while it ran.
+    """
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with code {code}"
     name = signal.Signals(-code).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
+    by_kernel = name == "SIGKILL" and out_of_memory
+    return f"was killed by {name}" + (" by the kernel, for lack of memory" if by_kernel else "")
 
 
 if __name__ == "__main__":

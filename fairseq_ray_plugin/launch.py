@@ -16,8 +16,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fairseq_ray_plugin import elastic, journal
+from fairseq_ray_plugin import elastic, journal, protocol
 from fairseq_ray_plugin.options import ElasticConfig, add_ray_args, mini_batches_per_update
+from fairseq_ray_plugin.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -170,16 +171,16 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     signals = _Signals()
     exit_code: int | None = None
     try:
-        state = elastic.State()
+        state = State()
         while exit_code is None:
             observation = cluster.observe(signals.received)
             state, actions = elastic.step(state, observation, config, max_ranks)
             for action in actions:
                 match action:
-                    case elastic.Log(event):
+                    case protocol.Log(event):
                         record.write(event)
                         logger.info("%s", _tell(event, cluster))
-                    case elastic.End(code, message):
+                    case protocol.End(code, message):
                         (logger.error if code == 1 else logger.info)("%s", message)
                         exit_code = code
                     case _:
@@ -209,19 +210,20 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
 
 
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any:
-    from fairseq_ray_plugin import distributed
+    from fairseq_ray_plugin import slot
 
     user_dir = find_user_dir(cfg.common.user_dir)
-    return distributed.Job(
+    return slot.Job(
         run_id=uuid.uuid4().hex[:8],
         cfg=pickle.dumps(cfg),
         groups=groups,
         restart_epoch=config.restart_epoch,
+        snapshot_updates=config.snapshot_updates,
         threads=config.cpus_per_worker,
         working_dir=os.getcwd(),
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
-        user_dir_zip=distributed.pack_folder(user_dir) if user_dir else None,
+        user_dir_zip=slot.pack_folder(user_dir) if user_dir else None,
         save_dir=os.path.abspath(cfg.checkpoint.save_dir),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
     )

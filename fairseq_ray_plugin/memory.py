@@ -17,57 +17,74 @@ logger = logging.getLogger(__name__)
 PREFIX = "fairseq_ray_"
 
 
-def root() -> str:
-    """The folder whose files live in memory; on disk where the machine has no such folder."""
-    if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK):
-        return "/dev/shm"
-    logger.warning("no /dev/shm here: snapshots go to %s, which may be slow", tempfile.gettempdir())
+def roots() -> list[str]:
+    """The folder whose files live in memory, and one on disk for when there is no such room."""
+    in_memory = [path for path in ("/dev/shm",) if os.access(path, os.W_OK | os.X_OK)]
+    if not in_memory:
+        logger.warning("no /dev/shm here: snapshots go to %s, which may be slow", _on_disk())
+    return [*in_memory, _on_disk()]
+
+
+def _on_disk() -> str:
     return tempfile.gettempdir()
 
 
 class MemoryFolder:
-    """This worker's hold on the run's folder on this node; made, and others' leavings removed."""
+    """This worker's hold on the run's folders on this node; made, and others' leavings removed."""
 
     def __init__(self, run_id: str) -> None:
-        parent = root()
-        _remove_abandoned(parent)
-        self.path = os.path.join(parent, PREFIX + run_id)
-        while not self._hold():
-            pass  # another worker took it for abandoned before it was locked
+        self._held = {}
+        for root in roots():
+            folder = os.path.join(root, PREFIX + run_id)
+            # ours too may be held by nobody: its last worker died, and what it kept is wanted
+            _remove_abandoned(root, but=folder)
+            while (held := _hold(folder)) is None:
+                pass  # another worker took it for abandoned before it was locked
+            self._held[folder] = held
 
-    def _hold(self) -> bool:
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        file = os.path.join(self.path, "held")
-        try:
-            self._held = os.open(file, os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._held, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(self._held), os.stat(file)):
-                return True
-            os.close(self._held)
-        except FileNotFoundError:
-            pass
-        return False
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where snapshots may go, the best first."""
+        return tuple(self._held)
 
-    def snapshot(self, generation: int) -> str:
-        """Where that generation's snapshot goes."""
-        return os.path.join(self.path, f"snapshot_{generation}.pt")
+    @property
+    def disk(self) -> str:
+        """The one on disk."""
+        return self.folders[-1]
 
     def keep_only(self, snapshot: str) -> None:
         """That one is whole: those before it are of no use any more."""
-        for name in os.listdir(self.path):
-            if name not in ("held", os.path.basename(snapshot)):
-                os.remove(os.path.join(self.path, name))
+        for folder in self.folders:
+            for entry in os.scandir(folder):
+                if entry.name.endswith(".pt") and entry.path != snapshot:
+                    os.remove(entry)
 
     def release(self) -> None:
-        """Let go; the last one to do so takes the folder away."""
-        os.close(self._held)
-        _remove_abandoned(os.path.dirname(self.path))
+        """Let go; the last one to do so takes the folders away."""
+        for folder, held in self._held.items():
+            os.close(held)
+            _remove_abandoned(os.path.dirname(folder))
 
 
-def _remove_abandoned(parent: str) -> None:
+def _hold(folder: str) -> int | None:
+    """The lock on a folder, which is made; None: somebody removed it meanwhile."""
+    file = os.path.join(folder, "held")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        held = os.open(file, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(held, fcntl.LOCK_SH)
+        if os.path.samestat(os.fstat(held), os.stat(file)):
+            return held
+        os.close(held)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _remove_abandoned(parent: str, but: str | None = None) -> None:
     for name in os.listdir(parent):
         folder = os.path.join(parent, name)
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or folder == but:
             continue
         try:
             held = os.open(os.path.join(folder, "held"), os.O_RDWR)

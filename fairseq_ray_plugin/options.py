@@ -29,6 +29,12 @@ class ElasticConfig:
     max_failures: int = 3
     """Failures in a row without a completed update in between that end the run."""
 
+    hang_timeout: float | None = None
+    """Seconds without progress that count as a hang; None: learned from the run."""
+
+    snapshot_updates: int | None = None
+    """Updates between snapshots in memory, 0 for none; None: so that they cost under 1%."""
+
     restart_epoch: bool = False
     """Where a position in an epoch means nothing at another size, a resize starts the epoch again.
 
@@ -59,6 +65,8 @@ class ElasticConfig:
             max_workers=args.ray_max_workers,
             cpus_per_worker=args.ray_cpus_per_worker,
             max_failures=args.ray_max_failures,
+            hang_timeout=args.ray_hang_timeout,
+            snapshot_updates=args.ray_snapshot_updates,
             restart_epoch=args.ray_restart_epoch or args.ray_min_workers == args.ray_max_workers,
         )
 
@@ -118,6 +126,22 @@ def add_ray_args(
         "(default: 3)",
     )
     group.add_argument(
+        "--ray-hang-timeout",
+        type=_seconds,
+        default=None,
+        metavar="S",
+        help="restart training that makes no progress for S seconds, validation and checkpoints "
+        "included (default: 10 times the longest pause so far, at least 30 s)",
+    )
+    group.add_argument(
+        "--ray-snapshot-updates",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="put the state by in the memory of two nodes every N updates, in case that all "
+        "training processes die at once; 0: never (default: as often as costs under 1%%)",
+    )
+    group.add_argument(
         "--ray-restart-epoch",
         action="store_true",
         help="start the epoch again after a resize where the data's order depends on the number "
@@ -163,6 +187,20 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
 
 

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,6 +31,14 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin import train_iterator
 from fairseq_ray_plugin.checkpoint_hook import StateKeeper, add_checkpoint_hook
+
+logger = logging.getLogger(__name__)
+
+FIRST_SNAPSHOT_S = 10.0
+"""A generation's first snapshot, where the user did not say how often."""
+
+SNAPSHOT_SHARE = 250
+"""Then each comes so many times later than the last one took: two nodes' cost 0.8% in all."""
 
 JOIN_LIMIT = datetime.timedelta(seconds=60)
 """How long the ranks of a generation wait for each other at its start."""
@@ -60,6 +69,12 @@ class Assignment:
     user_dir: str | None
     """Where this node has the user's --user-dir."""
 
+    snapshot_folders: tuple[str, ...]
+    """Where this node keeps snapshots, the best first."""
+
+    snapshot_updates: int | None
+    """Updates between snapshots, 0 for none; None: so that they cost little."""
+
 
 def train_rank(
     cfg: Any, assignment: Assignment, connection: Connection, listener: int | None
@@ -73,13 +88,21 @@ def train_rank(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to deal with
     link = _Link(connection)
+    progress = _Progress(link, assignment.rank)
     keeper = StateKeeper(
         assignment.rank,
         assignment.world_size,
-        on_boundary=_Progress(link, assignment.rank),
+        on_doing=progress.doing,
         on_hold=lambda update: link.send("held", update),
         on_checkpoint=lambda path, update: link.send("checkpoint", update, path),
     )
+    snapshots = _Snapshots(link, keeper, assignment)
+
+    def on_boundary(update: int) -> None:
+        progress.advanced(update)
+        snapshots.at_boundary(update)
+
+    keeper.on_boundary = on_boundary
     threading.Thread(target=_answer, args=(link, keeper), daemon=True).start()
     try:
         torch.set_num_threads(assignment.threads)
@@ -121,20 +144,76 @@ class _Link:
 
 
 class _Progress:
-    """Reports a rank's first boundary, and further ones of rank 0, no more than one a second."""
+    """Tells what this rank is doing, and that it gets on: no more than once a second.
+
+    All ranks tell of their first boundary, rank 0 alone of all else: where one rank does not get
+    on, none does.
+    """
 
     def __init__(self, link: _Link, rank: int) -> None:
         self.link, self.rank = link, rank
-        self._reported = -math.inf
+        self._doing = ""
+        self._told = -math.inf
 
-    def __call__(self, update: int) -> None:
-        now = time.monotonic()
-        if self._reported < 0 or (self.rank == 0 and now - self._reported >= 1):
-            self._reported = now
+    def advanced(self, update: int) -> None:
+        """An update has been completed."""
+        if self._told < 0 or self._is_due(""):
+            self._told = time.monotonic()
+            self._doing = ""
             self.link.send("advanced", update)
+
+    def doing(self, what: str) -> None:
+        """What comes next, or still goes on."""
+        if self._told >= 0 and self._is_due(what):
+            self._told = time.monotonic()
+            self._doing = what
+            self.link.send("doing", None, what)
+
+    def _is_due(self, what: str) -> bool:
+        return self.rank == 0 and (what != self._doing or time.monotonic() - self._told >= 1)
+
+
+class _Snapshots:
+    """Puts the state by in this node's memory from time to time, for when every process dies."""
+
+    def __init__(self, link: _Link, keeper: StateKeeper, assignment: Assignment) -> None:
+        self.link, self.keeper = link, keeper
+        self.every, self.folders = assignment.snapshot_updates, assignment.snapshot_folders
+        self._due = time.monotonic() + FIRST_SNAPSHOT_S
+
+    def at_boundary(self, update: int) -> None:
+        """Save the state now, if it is time; training waits."""
+        begin = time.monotonic()
+        if self.every is None:
+            if begin < self._due:
+                return
+        elif self.every == 0 or update % self.every:
+            return
+        try:
+            path = _save(self.keeper.put_by, self.folders, f"update_{update}.pt")
+        except OSError as error:
+            self.link.send("unsaved", None, repr(error))
+        else:
+            self.link.send("snapshot", update, path)
+        self._due = time.monotonic() + (time.monotonic() - begin) * SNAPSHOT_SHARE
+
+
+def _save(save: Callable[[str], int], folders: tuple[str, ...], name: str) -> str:
+    """A snapshot is in the first of `folders` that has room for it; returns its path."""
+    for folder in folders[:-1]:
+        try:
+            path = os.path.join(folder, name)
+            save(path)
+            return path
+        except (OSError, RuntimeError) as error:  # torch's writer says neither which nor why
+            logger.warning("no room for a snapshot in %s (%s): to disk", folder, error)
+    path = os.path.join(folders[-1], name)
+    save(path)
+    return path
 
 
 def _answer(link: _Link, keeper: StateKeeper) -> None:
+    """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     while True:
         try:
             command, argument = link.connection.recv()
@@ -145,10 +224,12 @@ def _answer(link: _Link, keeper: StateKeeper) -> None:
         elif command == "hold":
             keeper.hold_requested.set()
         elif command == "save":
+            folders, name = argument
             try:
-                link.send("saved", keeper.save(argument), argument)
+                path = _save(keeper.save, folders, name)
+                link.send("saved", keeper.freeze(), path)
             except Exception as error:
-                link.send("unsaved", None, f"{argument}: {error!r}")
+                link.send("unsaved", None, f"{name}: {error!r}")
 
 
 def set_num_resources(cfg: Any, assignment: Assignment) -> None:

@@ -1,10 +1,12 @@
 """The control loop against a cluster that is a script: no clock, no Ray, milliseconds."""
 
+import dataclasses
 import time
 
-from fairseq_ray_plugin import elastic
-from fairseq_ray_plugin.elastic import Gone, Phase, Ready, Report
+from fairseq_ray_plugin import elastic, judgement, protocol, stopping
 from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.protocol import Gone, Notice, Ready, Report
+from fairseq_ray_plugin.state import UNHEARD_S, Phase, State
 
 
 class Cluster:
@@ -13,26 +15,24 @@ class Cluster:
     def __init__(self, *, max_ranks=None, **options):
         self.config = ElasticConfig(**options)
         self.max_ranks = max_ranks
-        self.state = elastic.State()
+        self.state = State()
         self.now = 100.0
         self.actions = []
 
-    def see(self, *events, room=None, signal=None, after=0.0):
+    def see(self, *events, after=0.0, **observed):
         """One step; returns the actions other than log lines."""
         self.now += after
-        observation = elastic.Observation(
-            now=self.now, room=room or {}, events=events, signal=signal
-        )
+        observation = protocol.Observation(now=self.now, events=events, **observed)
         self.state, actions = elastic.step(self.state, observation, self.config, self.max_ranks)
         self.actions += actions
-        return [action for action in actions if not isinstance(action, elastic.Log)]
+        return [action for action in actions if not isinstance(action, protocol.Log)]
 
     def report(self, worker, kind, update=None, text="", **fields):
         return Report(worker, self.state.generation, kind, update, text, **fields)
 
     def train(self, room, update=10):
         """A generation on all of `room` has done some updates."""
-        placed = [a.worker for a in self.see(room=room) if isinstance(a, elastic.Place)]
+        placed = [a.worker for a in self.see(room=room) if isinstance(a, protocol.Place)]
         (start,) = self.see(*map(Ready, placed))
         self.see(*(self.report(rank, "running", pid=1) for rank in start.ranks))
         self.see(*(self.report(rank, "advanced", update) for rank in start.ranks))
@@ -40,7 +40,7 @@ class Cluster:
 
     @property
     def kinds(self):
-        return [a.event.kind for a in self.actions if isinstance(a, elastic.Log)]
+        return [a.event.kind for a in self.actions if isinstance(a, protocol.Log)]
 
 
 def only(actions, kind):
@@ -52,7 +52,9 @@ def test_a_generation_starts_when_all_that_was_placed_is_ready():
     first, second = cluster.see(room={"a": 1, "b": 1})
     assert [] == cluster.see(Ready(first.worker))
     (start,) = cluster.see(Ready(second.worker))
-    assert elastic.Start(1, ("worker-0", "worker-1"), None) == start
+    assert ("worker-0", "worker-1") == start.ranks
+    assert start.source is None
+    assert {"worker-0", "worker-1"} == start.keepers, "a snapshot on each of two nodes"
 
 
 def test_a_slow_starter_is_not_waited_for_without_end():
@@ -82,9 +84,9 @@ def test_a_dead_process_stops_the_others_at_once_and_the_freshest_state_goes_on(
     assert [("worker-0", True), ("worker-2", True)] == [(h.worker, h.at_once) for h in holds]
     assert [] == cluster.see(cluster.report("worker-0", "held", 10))
     (save,) = cluster.see(cluster.report("worker-2", "held", 11))
-    assert elastic.Save("worker-2", 1, as_checkpoint=False) == save
+    assert protocol.Save("worker-2", 1, as_checkpoint=False) == save
     (start,) = cluster.see(cluster.report("worker-2", "saved", 11, "memory"))
-    assert elastic.Source("memory", 11, "c") == start.source
+    assert protocol.Source("memory", 11, "c") == start.source
     assert "worker-2" == start.ranks[0], "rank 0 is where the state is"
     assert 3 == len(start.ranks), "the slot of the dead process is used again"
 
@@ -107,7 +109,8 @@ def test_a_silent_rank_is_left_out_and_taken_back_when_it_answers():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     cluster.see(cluster.report("worker-0", "raised", 10, "reset", by_peer=True))
-    (save,) = cluster.see(after=elastic.SILENCE_S + 0.1)
+    assert [] == cluster.see(after=stopping.SILENCE_S + 0.1, heard={"worker-1": cluster.now + 1})
+    (save,) = cluster.see(heard={"worker-1": cluster.now - stopping.SILENCE_S - 0.1})
     assert "worker-0" == save.worker
     (start,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
     assert ("worker-0",) == start.ranks
@@ -148,7 +151,7 @@ def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     cluster.train({"a": 1, "b": 1})
     cluster.see(cluster.report("worker-0", "raised", 10, "connection reset", by_peer=True))
     cluster.see(cluster.report("worker-1", "ended", text="was killed by SIGKILL"))
-    stopped = next(a.event for a in cluster.actions[::-1] if isinstance(a, elastic.Log))
+    stopped = next(a.event for a in cluster.actions[::-1] if isinstance(a, protocol.Log))
     assert "stopped" == stopped.kind
     assert "rank 1 (on node b) was killed by SIGKILL" in stopped.cause
 
@@ -158,19 +161,32 @@ def fail(cluster, rank, kind, update, text):
     cluster.see(cluster.report(rank, kind, update, text))
     other = next(name for name in cluster.state.ranks if name != rank)
     actions = cluster.see(cluster.report(other, "held", update))
-    for save in only(actions, elastic.Save):
+    for save in only(actions, protocol.Save):
         actions = cluster.see(cluster.report(save.worker, "saved", update, "memory"))
     return actions
 
 
-def test_the_users_own_error_ends_the_run_at_its_second_coming_with_its_traceback():
+def test_the_users_own_error_ends_the_run_when_it_comes_back_elsewhere_with_its_traceback():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     (start,) = fail(cluster, "worker-1", "raised", 10, "ValueError: bad sample")
-    assert isinstance(start, elastic.Start)
-    (end,) = fail(cluster, "worker-1", "raised", 10, "ValueError: bad sample")
+    assert 2 == len(start.ranks)
+    (start,) = fail(cluster, "worker-1", "raised", 10, "ValueError: bad sample")
+    assert ("worker-0",) == start.ranks, "it may be the node's fault"
+    assert "left out" in cluster.kinds
+    (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
     assert 1 == end.exit_code
+    assert "three times after update 10" in end.message
     assert "ValueError: bad sample" in end.message
+
+
+def test_the_users_own_error_ends_the_run_at_its_second_coming_where_there_is_one_node():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    save, *_ = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
+    cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
+    (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
+    assert "twice after update 10" in end.message
 
 
 def test_failures_without_progress_end_the_run_with_the_first_of_them():
@@ -188,7 +204,7 @@ def test_failures_with_progress_in_between_do_not_add_up():
     cluster.train({"a": 1, "b": 1})
     for update in range(10, 20):
         (start,) = fail(cluster, "worker-1", "ended", update, "was killed")
-        assert isinstance(start, elastic.Start)
+        assert isinstance(start, protocol.Start)
         cluster.see(cluster.report("worker-0", "advanced", update + 1))
 
 
@@ -224,7 +240,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_the_shells_code():
     assert [False, False] == [hold.at_once for hold in holds]
     cluster.see(cluster.report("worker-0", "held", 10))
     (save,) = cluster.see(cluster.report("worker-1", "held", 10))
-    assert elastic.Save("worker-0", 1, as_checkpoint=True) == save
+    assert protocol.Save("worker-0", 1, as_checkpoint=True) == save
     (end,) = cluster.see(cluster.report("worker-0", "saved", 10, "checkpoint_last.pt"))
     assert 128 + 15 == end.exit_code
     assert "interrupted" == cluster.kinds[-1]
@@ -267,14 +283,142 @@ def test_rank_0_dying_in_the_last_checkpoint_costs_nothing():
     assert 20 == start.source.update
 
 
-def test_a_node_on_which_workers_do_not_start_is_left_out():
+def test_a_node_on_which_workers_do_not_start_is_tried_less_and_less_often():
     cluster = Cluster()
-    for _ in range(elastic.START_TRIES):
+    for wait in (1, 2):
         (place,) = cluster.see(room={"bad": 1})
-        end = cluster.see(Gone(place.worker, "No module named 'fairseq'"))
-    (end,) = end
+        assert [] == cluster.see(Gone(place.worker, "No module named 'fairseq'"), room={"bad": 1})
+        assert [] == cluster.see(room={"bad": 1}, after=wait - 0.1)
+        cluster.see(after=0.1)
+    (place,) = cluster.see(room={"bad": 1})
+    (end,) = cluster.see(Gone(place.worker, "No module named 'fairseq'"))
     assert 1 == end.exit_code
     assert "No module named 'fairseq'" in end.message
+
+
+def test_no_worker_is_placed_on_a_dead_node_that_is_still_shown():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(Gone("worker-1", "its node has died", with_node=True), room={"b": 1}, after=1)
+    assert 0 == len(only(cluster.see(room={"b": 1}, after=60), protocol.Place))
+
+
+def test_a_worker_that_is_cut_off_is_lost_before_the_cluster_says_so():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    last = cluster.now
+    assert [] == cluster.see(heard={"worker-1": last}, after=UNHEARD_S)
+    holds = cluster.see(heard={"worker-1": last}, after=0.1)
+    assert {"worker-0", "worker-1"} == {hold.worker for hold in holds}
+    heard = {"worker-0": cluster.now, "worker-1": last}
+    cluster.see(cluster.report("worker-0", "held", 10), heard=heard)
+    (save,) = cluster.see(heard={**heard, "worker-0": cluster.now + 2}, after=1.1)
+    (start,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"), heard=heard)
+    assert ("worker-0",) == start.ranks
+    assert cluster.state.strikes.failures == (), "a lost machine is nobody's fault"
+
+
+def test_a_hang_is_judged_by_the_runs_own_pace_and_its_stacks_are_kept():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    for update in range(11, 20):
+        cluster.see(cluster.report("worker-0", "advanced", update), after=7)
+    assert [] == cluster.see(after=69)
+    holds = cluster.see(after=2)
+    assert [True, True] == [hold.with_stacks and hold.at_once for hold in holds]
+    cluster.see(cluster.report("worker-0", "stacks", text="in all_reduce"))
+    stacks = cluster.actions[-1].event
+    assert ("stacks", "in all_reduce") == (stacks.kind, stacks.details["stacks"])
+    cluster.see(cluster.report("worker-0", "held", 19))
+    cluster.see(cluster.report("worker-1", "ended", None, "did not answer, and was killed"))
+    (start,) = cluster.see(cluster.report("worker-0", "saved", 19, "memory"))
+    assert 2 == len(start.ranks)
+    assert ["HUNG"] == [f.cause.value for _, f in cluster.state.strikes.failures]
+
+
+def test_a_node_that_is_to_go_is_left_at_a_boundary():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    holds = cluster.see(draining={"a": cluster.now + 60})
+    assert [False, False] == [hold.at_once for hold in holds]
+    cluster.see(cluster.report("worker-0", "held", 10))
+    (save,) = cluster.see(cluster.report("worker-1", "held", 10))
+    assert "worker-1" == save.worker, "not in the memory of the node that goes"
+    remove, start = cluster.see(cluster.report("worker-1", "saved", 10, "memory"))
+    assert (protocol.Remove("worker-0"), ("worker-1",)) == (remove, start.ranks)
+    assert [] == cluster.see(room={"a": 1}, after=1)
+    assert () == cluster.state.strikes.failures
+
+
+def test_when_every_node_is_to_go_the_state_goes_to_the_save_dir():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    (hold,) = cluster.see(Notice("worker-0", "spot instance", cluster.now + 120))
+    (save,) = cluster.see(cluster.report("worker-0", "held", 10))
+    assert save.as_checkpoint
+    (remove,) = cluster.see(cluster.report("worker-0", "saved", 10, "checkpoint_last.pt"))
+    (place,) = cluster.see(room={"a": 1, "b": 1}, after=1)
+    assert (protocol.Remove("worker-0"), "b") == (remove, place.node)
+    (start,) = cluster.see(Ready(place.worker))
+    assert protocol.Source("checkpoint_last.pt", 10, None) == start.source
+
+
+def test_when_all_processes_die_the_newest_of_snapshots_and_checkpoint_serves():
+    for checkpoint, expected in ((8, "b"), (10, None)):
+        cluster = Cluster()
+        cluster.train({"a": 1, "b": 1})
+        cluster.see(cluster.report("worker-0", "snapshot", 8, "memory"))
+        cluster.see(cluster.report("worker-1", "snapshot", 9, "memory"))
+        cluster.see(cluster.report("worker-0", "checkpoint", checkpoint, "checkpoint_last.pt"))
+        cluster.see(cluster.report("worker-0", "ended", text="was killed"))
+        (start,) = cluster.see(cluster.report("worker-1", "ended", text="was killed"))
+        assert (expected, max(9, checkpoint)) == (start.source.node, start.source.update)
+
+
+def test_a_node_that_fails_again_and_again_is_left_out_for_longer_each_time():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    update, pauses = 10, []
+    for _ in range(2):
+        for _ in range(judgement.SUSPECT_AFTER):
+            assert 2 == len(cluster.state.ranks)
+            fail(cluster, "worker-1", "ended", update, "was killed")
+            update += 1
+            cluster.see(cluster.report("worker-0", "advanced", update))
+        assert ("worker-0",) == cluster.state.ranks
+        begin = cluster.now
+        while Phase.TRAINING is cluster.state.phase:
+            cluster.see(cluster.report("worker-0", "advanced", update), after=1)
+        pauses.append(cluster.now - begin)
+        cluster.see(cluster.report("worker-0", "held", update))
+        cluster.see(cluster.report("worker-0", "saved", update, "memory"))
+        cluster.see(cluster.report("worker-0", "advanced", update + 1))
+    assert [judgement.FIRST_COOL_DOWN_S, 2 * judgement.FIRST_COOL_DOWN_S] == pauses
+
+
+def test_where_nodes_come_and_go_fast_newcomers_must_last_before_they_are_taken_in():
+    cluster = Cluster()
+    cluster.train({"a": 8})
+    now = cluster.now
+    # a stop costs 4 s, and a node is lost every 10 s
+    losses = tuple(now - 10.0 * i for i in range(5, 0, -1))
+    cluster.state = dataclasses.replace(cluster.state, stall_s=4.0, losses=losses)
+    (place,) = cluster.see(room={"b": 1})
+    cluster.see(Ready(place.worker))
+    assert [] == cluster.see(after=30)
+    cluster.state = dataclasses.replace(cluster.state, losses=())
+    assert 8 == len(cluster.see(after=0))
+
+
+def test_a_state_whose_saver_is_cut_off_gives_way_to_the_next():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1, "c": 1})
+    cluster.see(cluster.report("worker-0", "ended", text="was killed"))
+    cluster.see(cluster.report("worker-1", "held", 10))
+    (save,) = cluster.see(cluster.report("worker-2", "held", 10))
+    last = cluster.now
+    (again,) = cluster.see(heard={save.worker: last}, after=UNHEARD_S + 0.1)
+    assert ("worker-1", "worker-2") == (save.worker, again.worker)
 
 
 def test_reports_of_an_earlier_generation_change_nothing():

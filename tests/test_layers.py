@@ -8,11 +8,19 @@ from pathlib import Path
 import fairseq_ray_plugin
 
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
-PURE = ("options", "batching", "elastic", "journal", "memory")
+PURE = (
+    *("options", "batching", "journal", "protocol", "pace", "judgement", "state", "stopping"),
+    *("elastic", "memory"),
+)
 ORDER = (
     "options",
     "batching",
     "journal",
+    "protocol",
+    "pace",
+    "judgement",
+    "state",
+    "stopping",
     "elastic",
     "memory",
     "compat",
@@ -20,6 +28,7 @@ ORDER = (
     "checkpoint_hook",
     "worker",
     "forkserver",
+    "slot",
     "distributed",
     "launch",
     "__main__",

@@ -1,0 +1,148 @@
+"""What the control loop sees of the cluster, and what it asks of it: plain values, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from fairseq_ray_plugin import journal
+
+# What is observed
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A worker has imported everything and can start a rank."""
+
+    worker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Gone:
+    """A worker, or the node under it, is dead."""
+
+    worker: str
+    reason: str
+    with_node: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Notice:
+    """The machine under a worker will be taken away."""
+
+    worker: str
+    reason: str
+    deadline: float
+    """Seconds, on the observation's clock."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a rank of a generation says of itself, or its worker says of it."""
+
+    worker: str
+    generation: int
+    kind: str
+    """running, advanced, doing, held, raised, ended, finished, saved, snapshot, unsaved,
+    checkpoint, stacks.
+    """
+
+    update: int | None = None
+    text: str = ""
+    """doing: what is being done now; raised: traceback; ended, unsaved: reason; saved, snapshot,
+    checkpoint: path; stacks: of all its threads.
+    """
+
+    by_peer: bool = False
+    """raised: only because another rank went away."""
+
+    pid: int = 0
+
+
+Event = Ready | Gone | Notice | Report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observation:
+    now: float
+    """Seconds, monotonic."""
+
+    room: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Node -> further workers that have room there now."""
+
+    draining: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Node that the cluster takes away -> its deadline, on the clock of `now`."""
+
+    heard: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Worker -> when it was last heard of; without those that have not said anything yet."""
+
+    events: tuple[Event, ...] = ()
+    signal: int | None = None
+    """A signal that asks the driver to end."""
+
+
+# What is to be done
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    worker: str
+    node: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove:
+    worker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a generation's state comes from; without one, from where the user's options say."""
+
+    path: str
+    update: int | None
+    node: str | None
+    """The one node that has it; None: a checkpoint, in the save dir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    generation: int
+    ranks: tuple[str, ...]
+    source: Source | None
+    keepers: frozenset[str]
+    """The workers whose ranks put a snapshot by from time to time, one a node."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hold:
+    """Stop training, keeping the state: at the end of the update, or at once."""
+
+    worker: str
+    generation: int
+    at_once: bool
+    with_stacks: bool = False
+    """Say first what every thread is doing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """Write the state that a worker holds; as the run's last checkpoint, or for the next start."""
+
+    worker: str
+    generation: int
+    as_checkpoint: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    event: journal.Event
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    exit_code: int
+    message: str
+
+
+Action = Place | Remove | Start | Hold | Save | Log | End

@@ -1,0 +1,279 @@
+"""One worker's slot: a preloaded fork server, and a training process that may come and go.
+
+Knows nothing of Ray. Its methods are coroutines on one event loop: it answers at any time,
+whatever its training process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import send_handle
+from typing import Any
+
+from fairseq_ray_plugin import forkserver
+from fairseq_ray_plugin.memory import MemoryFolder
+
+ANSWER_S = 2.0
+"""A training process that has not answered for so long, when told to hold at once, is ended."""
+
+STACKS_S = 8.0
+"""How long the stacks of a training process may take."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker must know of the run, sent once."""
+
+    run_id: str
+    cfg: bytes
+    """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
+
+    groups: tuple[int, ...] | None
+    restart_epoch: bool
+    snapshot_updates: int | None
+    threads: int
+    working_dir: str
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    user_dir_zip: bytes | None
+    save_dir: str
+    environment: dict[str, str]
+
+
+def pack_folder(folder: str) -> bytes:
+    """The Python package in `folder` as a zip file, without what Python itself caches."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for parent, folders, files in os.walk(folder):
+            folders[:] = [f for f in folders if f != "__pycache__" and not f.startswith(".")]
+            for name in files:
+                path = os.path.join(parent, name)
+                archive.write(path, os.path.relpath(path, os.path.dirname(folder)))
+    return buffer.getvalue()
+
+
+class Slot:
+    """Starts, holds, saves and ends training processes; what they say becomes events."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        self.memory = MemoryFolder(job.run_id)
+        self.listener: socket.socket | None = None
+        self.server: Connection | None = None
+        self.link: Connection | None = None
+        self.generation = 0
+        self.pid = 0
+        self.answered = False
+        self.ready = False
+        self.user_dir: str | None = None
+
+    def get_node_ip(self) -> str:
+        """The address at which other nodes reach this one."""
+        raise NotImplementedError
+
+    async def prepare(self) -> None:
+        """Start the preloaded server; "ready" or "gone" follows as an event."""
+        job = self.job
+        self.user_dir = self._unpack_user_dir()
+        self.server, end = Pipe()
+        environment = {**os.environ, **job.environment}
+        environment["OMP_NUM_THREADS"] = str(job.threads)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fairseq_ray_plugin.forkserver", str(end.fileno())],
+            pass_fds=[end.fileno()],
+            env=environment,
+        )
+        end.close()
+        self.server.send(
+            forkserver.Preload(
+                working_dir=job.working_dir, python_path=job.python_path, user_dir=self.user_dir
+            )
+        )
+        asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
+
+    def _unpack_user_dir(self) -> str | None:
+        """The user's own code, shipped to where it is missing."""
+        job = self.job
+        if job.user_dir is None or job.user_dir_zip is None or os.path.isdir(job.user_dir):
+            return job.user_dir
+        folder = os.path.join(self.memory.disk, f"user_dir_{os.getpid()}")
+        zipfile.ZipFile(io.BytesIO(job.user_dir_zip)).extractall(folder)
+        return os.path.join(folder, os.path.basename(job.user_dir))
+
+    async def next_events(self, limit_s: float) -> list[tuple[Any, ...]]:
+        """What has happened since the last call; waits no longer than that for something to."""
+        events = []
+        try:
+            events.append(await asyncio.wait_for(self.events.get(), limit_s))
+        except TimeoutError:
+            return []
+        while not self.events.empty():
+            events.append(self.events.get_nowait())
+        return events
+
+    def find_free_port(self) -> int:
+        """A port on this node, kept open for the training process to take over."""
+        if self.listener is not None:
+            self.listener.close()
+        family = socket.AF_INET6 if ":" in self.get_node_ip() else socket.AF_INET
+        self.listener = socket.create_server(("", 0), family=family)
+        return int(self.listener.getsockname()[1])
+
+    async def address(self) -> tuple[str, int]:
+        """Where the ranks of the next generation meet, if this worker runs rank 0."""
+        return self.get_node_ip(), self.find_free_port()
+
+    async def start(
+        self,
+        generation: int,
+        rank: int,
+        world_size: int,
+        master: tuple[str, int],
+        restore: str | None,
+        keeps_snapshots: bool,
+    ) -> None:
+        """Fork a training process; the one of the last generation ends."""
+        assert self.server is not None
+        self._drop_link()
+        self.generation, self.pid = generation, 0
+        assignment = dict(
+            generation=generation,
+            rank=rank,
+            world_size=world_size,
+            master=master,
+            restore=restore,
+            groups=self.job.groups,
+            restart_epoch=self.job.restart_epoch,
+            threads=self.job.threads,
+            user_dir=self.user_dir,
+            snapshot_folders=self.memory.folders,
+            snapshot_updates=self.job.snapshot_updates if keeps_snapshots else 0,
+        )
+        self.link, end = Pipe()
+        self.answered = False
+        listener = self.listener if rank == 0 and world_size > 1 else None
+        self.server.send(("fork", (self.job.cfg, assignment), listener is not None))
+        send_handle(self.server, end.fileno(), None)
+        end.close()
+        if listener is not None:
+            send_handle(self.server, listener.fileno(), None)
+            listener.close()
+            self.listener = None
+        asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
+
+    async def hold(self, generation: int, at_once: bool, with_stacks: bool = False) -> None:
+        """The training process comes to rest with its state; "held" follows."""
+        if with_stacks and generation == self.generation and self.pid:
+            self._report("stacks", text=await _stacks(self.pid))
+        if generation != self.generation:
+            return
+        self._tell("hold", at_once)
+        if at_once:
+            asyncio.get_running_loop().call_later(ANSWER_S, self._end_unanswering, generation)
+
+    def _end_unanswering(self, generation: int) -> None:
+        if generation == self.generation and self.link is not None and not self.answered:
+            assert self.server is not None
+            self.server.send(("end", None, False))
+
+    async def save(self, generation: int, as_checkpoint: bool) -> None:
+        """The state held becomes a file; "saved" or "unsaved" follows."""
+        if as_checkpoint:
+            self._tell("save", ((self.job.save_dir,), "checkpoint_last.pt"))
+        else:
+            self._tell("save", (self.memory.folders, f"snapshot_{generation}.pt"))
+
+    async def stop(self) -> None:
+        """The training process and the server end, and nothing stays in memory."""
+        self._drop_link()
+        if self.server is not None:
+            asyncio.get_running_loop().remove_reader(self.server.fileno())
+            self.server.close()
+            if not self.ready:  # it imports, and does not listen
+                self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+        shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
+        self.memory.release()
+
+    def _report(
+        self, kind: str, update: int | None = None, text: str = "", by_peer: bool = False
+    ) -> None:
+        self.events.put_nowait(("report", self.generation, kind, update, text, by_peer, self.pid))
+
+    def _tell(self, command: str, argument: Any) -> None:
+        try:
+            if self.link is not None:
+                self.link.send((command, argument))
+        except OSError:
+            pass  # it has ended; the server says how
+
+    def _drop_link(self) -> None:
+        if self.link is not None:
+            asyncio.get_running_loop().remove_reader(self.link.fileno())
+            self.link.close()
+            self.link = None
+
+    def _hear_rank(self) -> None:
+        assert self.link is not None
+        try:
+            while self.link is not None and self.link.poll():
+                kind, update, text, by_peer = self.link.recv()
+                self.answered |= kind in ("held", "raised", "finished")
+                if kind in ("saved", "snapshot"):
+                    self.memory.keep_only(text)
+                self._report(kind, update, text, by_peer)
+        except (EOFError, OSError):
+            self._drop_link()
+
+    def _hear_server(self) -> None:
+        assert self.server is not None
+        try:
+            kind, pid, text = (*self.server.recv(), "")[:3]
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(self.server.fileno())
+            self.events.put_nowait(("gone", "its preloaded server died"))
+            return
+        match kind:
+            case "ready":
+                self.ready = True
+                self.events.put_nowait(("ready",))
+            case "unfit":
+                self.events.put_nowait(("gone", f"it cannot import what it needs:\n{pid}"))
+            case "forked":
+                self.pid = pid
+                self._report("running")
+            case "ended" if pid == self.pid:
+                if self.link is not None:
+                    self._hear_rank()  # its last words come before its end
+                self._drop_link()
+                self._report("ended", text=text)
+
+
+async def _stacks(pid: int) -> str:
+    """What every thread of a process is doing; also of one that is stopped or deadlocked."""
+    # "nonblocking": the process is not paused, so one that is stopped is read all the same
+    beside = os.path.join(os.path.dirname(sys.executable), "py-spy")
+    program = beside if os.path.exists(beside) else "py-spy"
+    command = (program, "dump", "--nonblocking", "--pid", str(pid))
+    try:
+        dump = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except OSError as error:
+        return f"no stacks: {error}"
+    try:
+        output, _ = await asyncio.wait_for(dump.communicate(), STACKS_S)
+    except TimeoutError:
+        dump.kill()
+        return f"no stacks in {STACKS_S:.0f} s"
+    return output.decode(errors="replace").strip()
