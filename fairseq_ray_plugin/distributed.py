@@ -46,6 +46,9 @@ class RayDistributedActor(Slot):
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())
 
+    def get_node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
 
 def connect(address: str | None) -> str:
     """Join a Ray cluster, or start a local one; returns which, for people.

@@ -26,35 +26,91 @@ def check_nothing_left(run):
     assert [] == glob.glob("/dev/shm/fairseq_ray_*")
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"rank": 1, "update": 31, "where": "begin", "what": "SIGKILL"},
-        {"rank": 0, "update": 31, "where": "forward", "what": "SIGKILL"},
-        {"rank": 1, "update": 31, "where": "optimizer", "what": "SIGKILL"},
-        {"rank": 0, "update": 30, "where": "validate", "what": "SIGKILL"},
-        {"rank": 0, "update": 30, "where": "checkpoint", "what": "SIGKILL"},
-        {"rank": 1, "update": 31, "where": "forward", "what": "raise"},
-    ],
-    ids=lambda fault: f"{fault['what']}-{fault['where']}-rank{fault['rank']}",
-)
-def test_a_training_process_that_dies_costs_the_update_in_flight(
-    fault, tmp_path, english, two_nodes
+def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
+    tmp_path, english, two_nodes
 ):
+    faults = [
+        {"rank": 1, "update": 11, "where": "begin", "what": "SIGKILL"},
+        {"rank": 0, "update": 21, "where": "forward", "what": "SIGKILL"},
+        {"rank": 0, "update": 30, "where": "validate", "what": "SIGKILL"},
+        {"rank": 1, "update": 41, "where": "optimizer", "what": "SIGKILL"},
+        {"rank": 1, "update": 51, "where": "forward", "what": "raise"},
+        {"rank": 0, "update": 60, "where": "checkpoint", "what": "SIGKILL"},
+        {"rank": 1, "update": 71, "where": "all_reduce", "what": "SIGSEGV"},
+        {"rank": 0, "update": 81, "where": "begin", "what": "SIGTERM"},
+    ]
     run = ray_train(
         tmp_path,
         english,
         FIXED,
-        *("--max-update", "60", "--save-interval-updates", "30"),
+        *("--max-update", "90", "--save-interval-updates", "30"),
         address=two_nodes.address,
-        faults=[fault],
+        faults=faults,
+    ).finish()
+    assert 0 == run.redone()
+    check_samples(run, 90)
+    stops = run.events("stopped")
+    assert len(faults) == len(stops)
+    for fault, stop in zip(faults, stops, strict=True):
+        assert f"rank {fault['rank']}" in stop["cause"]
+    assert {2} == {event["world_size"] for event in run.events("started")}
+    assert {30, 60, 90} <= {event["update"] for event in run.events("checkpoint")}
+    check_nothing_left(run)
+
+
+def test_a_hang_is_passed_within_twice_the_limit_and_its_stacks_are_kept(
+    tmp_path, english, two_nodes
+):
+    faults = [
+        {"rank": 1, "update": 21, "where": "forward", "what": "SIGSTOP"},
+        {"rank": 0, "update": 31, "where": "forward", "what": "hang"},
+        {"rank": 1, "update": 40, "where": "validate", "what": "hang"},
+    ]
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--save-interval-updates", "40", "--ray-hang-timeout", "5"),
+        address=two_nodes.address,
+        faults=faults,
     ).finish()
     assert 0 == run.redone()
     check_samples(run, 60)
-    (stopped,) = run.events("stopped")
-    assert f"rank {fault['rank']}" in stopped["cause"]
-    assert [2, 2] == [event["world_size"] for event in run.events("started")]
-    assert {30, 60} <= {event["update"] for event in run.events("checkpoint")}
+    hangs = [stop for stop in run.events("stopped") if stop["cause"].startswith("HUNG")]
+    assert ["training", "training", "validating"] == [
+        next(what for what in ("training", "validating") if f"while {what}" in hang["cause"])
+        for hang in hangs
+    ]
+    advanced = [event["time"] for event in run.events("advanced")]
+    for number in range(len(faults)):
+        fired = float((run.records / f"fired_{number}").read_text())
+        assert min(time - fired for time in advanced if time > fired) < 2 * 5
+    stacks = run.events("stacks")
+    assert 6 == len(stacks)
+    assert any("fail_if_asked" in event["stacks"] for event in stacks)
+    assert any("all_reduce" in event["stacks"] for event in stacks)
+    check_nothing_left(run)
+
+
+def test_two_processes_that_die_at_once_cost_no_more_than_one_and_all_cost_no_checkpoint(
+    tmp_path, english, two_nodes
+):
+    two_nodes.add()
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--disable-validation", "--ray-snapshot-updates", "10"),
+        *("--fix-batch-size", "12"),
+        address=two_nodes.address,
+        faults=[
+            *({"rank": r, "update": 21, "where": "begin", "what": "SIGKILL"} for r in (0, 2)),
+            *({"rank": r, "update": 47, "where": "begin", "what": "SIGKILL"} for r in (0, 1, 2)),
+        ],
+    ).finish()
+    assert {3} == {event["world_size"] for event in run.events("started")}
+    assert 6 == run.redone(), "back to the snapshot after update 40"
+    assert set(run.samples()) == set(range(1, 61))
     check_nothing_left(run)
 
 
@@ -137,19 +193,29 @@ def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
     check_samples(run, 80)
 
 
-def test_the_users_own_error_ends_the_run_with_its_traceback(tmp_path, english, two_nodes):
+@pytest.mark.parametrize(
+    ("what", "message", "times"),
+    [
+        ("raise", "ValueError: the model is broken at update 11", "three times"),
+        # every rank sees it: no node is to blame
+        ("nan", "FloatingPointError: gradients are Nan/Inf", "twice"),
+    ],
+)
+def test_the_users_own_error_ends_the_run_with_its_traceback(
+    what, message, times, tmp_path, english, two_nodes
+):
     run = ray_train(
         tmp_path,
         english,
         FIXED,
         *("--max-update", "60", "--disable-validation"),
         address=two_nodes.address,
-        faults=[{"rank": 0, "update": 11, "where": "forward", "what": "raise", "always": True}],
+        faults=[{"rank": 0, "update": 11, "where": "forward", "what": what, "always": True}],
     )
     assert 1 == run.wait()
-    assert "ValueError: the model is broken at update 11" in run.output
+    assert message in run.output
     (failed,) = run.events("failed")
-    assert "failed twice after update 10" in failed["cause"]
+    assert f"failed {times} after update 10" in failed["cause"]
     check_nothing_left(run)
 
 
