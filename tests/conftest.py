@@ -1,9 +1,12 @@
 """Data made once, and Ray clusters of several nodes on this machine."""
 
+import contextlib
 import os
 import tempfile
+import time
 
 import data
+import psutil
 import pytest
 
 # before ray is imported anywhere: nothing is sent out, nothing is shared with other clusters
@@ -51,6 +54,7 @@ class Nodes:
     def __init__(self, cluster):
         self.cluster, self.address = cluster, cluster.address
         self.nodes = []
+        self.stopped = {}
 
     def add(self, num_cpus=1):
         node = self.cluster.add_node(num_cpus=num_cpus)
@@ -59,15 +63,47 @@ class Nodes:
 
     def kill(self, node):
         """The node and all that runs on it die at once, as when a machine is taken away."""
-        import psutil
-
-        (raylet,) = (info.process.pid for info in node.all_processes["raylet"])
-        victims = psutil.Process(raylet).children(recursive=True)
+        victims = self.processes(node)
+        self.stopped.pop(node, None)
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
         for victim in victims:
             if victim.is_running():
                 victim.kill()
+
+    def stop(self, node):
+        """The node and all that runs on it stand still, as when a machine hangs."""
+        stopped = self.stopped[node] = []
+        # the raylet first; then what it, or another before it stood still, has started meanwhile
+        while running := [p for p in self.processes(node) if p not in stopped]:
+            for process in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+                stopped.append(process)
+
+    def resume(self, node):
+        """What stood still goes on, as if nothing had happened."""
+        for process in reversed(self.stopped.pop(node)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def drain(self, node, deadline_s):
+        """Ray is told that the node will be taken away, in so many seconds."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        accepted, why_not = GcsClient(address=self.address).drain_node(
+            node.node_id,
+            autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+            "a spot instance is taken back",
+            int((time.time() + deadline_s) * 1000),
+        )
+        assert accepted, why_not
+
+    def processes(self, node):
+        """The raylet, and all that runs below it."""
+        (raylet,) = (psutil.Process(info.process.pid) for info in node.all_processes["raylet"])
+        return [raylet, *raylet.children(recursive=True)]
 
     def of(self, node_id):
         return next(node for node in self.nodes if node.node_id == node_id)
@@ -77,6 +113,8 @@ class Nodes:
 def nodes(head):
     nodes = Nodes(head)
     yield nodes
+    for node in list(nodes.stopped):
+        nodes.resume(node)
     for node in list(nodes.nodes):  # these say goodbye: the next test must not count on them
         head.remove_node(node)
 

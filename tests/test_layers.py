@@ -10,7 +10,7 @@ import fairseq_ray_plugin
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
 PURE = (
     *("options", "batching", "journal", "protocol", "pace", "judgement", "state", "stopping"),
-    *("elastic", "memory"),
+    *("elastic", "memory", "notices"),
 )
 ORDER = (
     "options",
@@ -28,6 +28,7 @@ ORDER = (
     "checkpoint_hook",
     "worker",
     "forkserver",
+    "notices",
     "slot",
     "distributed",
     "launch",
