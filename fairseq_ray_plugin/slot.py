@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 from typing import Any
 
-from fairseq_ray_plugin import forkserver
+from fairseq_ray_plugin import forkserver, notices
 from fairseq_ray_plugin.memory import MemoryFolder
 
 ANSWER_S = 2.0
@@ -105,6 +105,12 @@ class Slot:
             )
         )
         asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
+        self.watch = asyncio.create_task(self._watch_notices())
+
+    async def _watch_notices(self) -> None:
+        notice = await notices.spot_notice()
+        if notice is not None:
+            self.events.put_nowait(("notice", notice.reason, notice.left_s))
 
     def _unpack_user_dir(self) -> str | None:
         """The user's own code, shipped to where it is missing."""
@@ -209,6 +215,7 @@ class Slot:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
         if self.server is not None:
+            self.watch.cancel()
             asyncio.get_running_loop().remove_reader(self.server.fileno())
             self.server.close()
             if not self.ready:  # it imports, and does not listen

@@ -1,10 +1,13 @@
 """Real faults on real training: it goes on, loses nothing, and leaves nothing behind."""
 
+import contextlib
 import glob
+import time
 
 import data
 import psutil
 import pytest
+from metadata import MetadataServer
 from runs import kill, ray_train
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8")
@@ -18,6 +21,24 @@ def check_samples(run, num_updates):
     assert len(eaten) == len(set(eaten)), "a sample was eaten twice within the epoch"
     # one mini-batch of the whole text is short
     assert all(len(ids) in (8, 5) for ids in samples.values())
+
+
+def check_epochs(run, num_epochs):
+    """Every epoch ate every sample once."""
+    samples = run.samples()
+    assert list(range(1, len(samples) + 1)) == list(samples)
+    length = len(samples) // num_epochs
+    for begin in range(1, len(samples), length):
+        eaten = [i for update in range(begin, begin + length) for i in samples[update]]
+        assert list(range(len(eaten))) == sorted(eaten)
+
+
+def has_worker(nodes, node):
+    commands = []
+    for process in nodes.processes(node):
+        with contextlib.suppress(psutil.Error):
+            commands += process.cmdline()
+    return "fairseq_ray_plugin.forkserver" in commands
 
 
 def check_nothing_left(run):
@@ -152,12 +173,97 @@ def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_no
     assert 0 == run.redone()
     lost, resized = run.events("stopped")
     assert lost["cause"].startswith("LOST") and resized["cause"] == "RESIZED"
-    samples = run.samples()
-    epoch = len(samples) // 3
-    for begin in (1, 1 + epoch, 1 + 2 * epoch):
-        eaten = [i for update in range(begin, begin + epoch) for i in samples[update]]
-        assert len(eaten) == len(set(eaten))
-    assert {i for ids in samples.values() for i in ids} == set(range(max(eaten) + 1))
+    check_epochs(run, 3)
+    check_nothing_left(run)
+
+
+def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
+    tmp_path, english, nodes, monkeypatch
+):
+    with MetadataServer() as metadata:
+        nodes.add()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
+        spot = nodes.add()
+        monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+        run = ray_train(
+            tmp_path,
+            english,
+            FIXED,
+            *("--max-epoch", "3", "--disable-validation"),
+            address=nodes.address,
+        )
+        run.until_update(20)
+        metadata.announce(120)
+        alone = run.until_advanced(world_size=1, after=0)
+        assert spot.node_id not in [rank["node"] for rank in run.ranks()]
+        drained = nodes.add()
+        run.until_advanced(world_size=2, after=alone)
+        nodes.drain(drained, 60)
+        alone = run.until_advanced(world_size=1, after=alone + 1)
+        # it has left the node, so that Ray can take it away
+        assert has_worker(nodes, nodes.nodes[0])
+        run.until(lambda: not has_worker(nodes, drained))
+        kill(nodes.processes(spot)[0].pid, "SIGTERM")
+        nodes.add()
+        run.until_advanced(world_size=2, after=alone)
+        run.finish()
+    assert 0 == run.redone()
+    check_epochs(run, 3)
+    causes = [event["cause"] for event in run.events("stopped")]
+    assert ["PREEMPTED", "RESIZED", "PREEMPTED", "RESIZED"] == causes
+    assert ["AWS will terminate", "the cluster drains"] == [
+        next(text for text in ("AWS will terminate", "the cluster drains") if text in e["cause"])
+        for e in run.events("notice")
+    ]
+    check_nothing_left(run)
+
+
+def test_a_node_that_stands_still_is_left_and_taken_back_when_it_goes_on(
+    tmp_path, english, two_nodes
+):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-epoch", "2", "--disable-validation"),
+        address=two_nodes.address,
+        pause_s=0.02,
+    )
+    run.until_update(20)
+    still = two_nodes.of(run.ranks()[0]["node"])
+    begin = time.time()
+    two_nodes.stop(still)
+    alone = run.until_advanced(world_size=1, after=0)
+    assert run.events("advanced")[-1]["time"] - begin < 10
+    two_nodes.resume(still)
+    run.until_advanced(world_size=2, after=alone)
+    run.finish()
+    assert 0 == run.redone()
+    check_epochs(run, 2)
+    check_nothing_left(run)
+
+
+def test_nodes_that_come_and_go_every_few_seconds_cost_no_sample(tmp_path, english, nodes):
+    nodes.add()
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-epoch", "2", "--disable-validation"),
+        address=nodes.address,
+        pause_s=0.1,
+    )
+    run.until_update(5)
+    for number in range(4):
+        node = nodes.add()
+        if number:  # the first one goes before anything could be placed there
+            before = len(run.steps())
+            run.until(lambda before=before, n=number: len(run.steps()) > before + 40 * n)
+        nodes.kill(node)
+    run.finish()
+    assert 0 == run.redone()
+    assert {1, 2} == {step["world"] for step in run.steps()}
+    check_epochs(run, 2)
     check_nothing_left(run)
 
 
@@ -219,19 +325,26 @@ def test_the_users_own_error_ends_the_run_with_its_traceback(
     check_nothing_left(run)
 
 
-def test_a_driver_that_is_killed_leaves_nothing_behind(tmp_path, english, two_nodes):
-    run = ray_train(
-        tmp_path,
-        english,
-        FIXED,
-        *("--max-update", "5000", "--disable-validation"),
-        address=two_nodes.address,
-    )
-    run.until_update(20)
+def test_a_driver_that_is_killed_leaves_nothing_running_and_the_same_command_goes_on(
+    tmp_path, english, two_nodes
+):
+    options = ("--max-update", "80", "--save-interval-updates", "20", "--disable-validation")
+
+    def train(pause_s):
+        return ray_train(
+            tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=pause_s
+        )
+
+    run = train(pause_s=0.1)
+    run.until_update(30)
     pids = [rank["pid"] for rank in run.ranks()]
     run.process.kill()
     gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids], timeout=10)
     assert [] == alive
+    run = train(pause_s=0).finish()
+    assert run.redone() < 20 + 5
+    assert set(range(1, 81)) == set(run.samples())
+    check_nothing_left(run)
 
 
 def test_too_few_workers_are_waited_for(tmp_path, english, nodes):
