@@ -46,6 +46,9 @@ class RayDistributedActor(Slot):
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())
 
+    def get_node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
 
 def connect(address: str | None) -> str:
     """Join a Ray cluster, or start a local one; returns which, for people.
@@ -161,9 +164,9 @@ class RayCluster:
             return []
         self.heard[worker] = now
         self._listen(worker)
-        return [event for item in result for event in self._event(worker, item)]
+        return [event for item in result for event in self._event(worker, item, now)]
 
-    def _event(self, worker: str, item: tuple[Any, ...]) -> list[protocol.Event]:
+    def _event(self, worker: str, item: tuple[Any, ...], now: float) -> list[protocol.Event]:
         match item:
             case ("ready",):
                 self.not_ready.discard(worker)
@@ -171,6 +174,8 @@ class RayCluster:
             case ("gone", reason):
                 self._drop(worker)
                 return [protocol.Gone(worker, reason)]
+            case ("notice", reason, left_s):
+                return [protocol.Notice(worker, reason, now + left_s)]
             case ("report", generation, kind, update, text, by_peer, pid):
                 return [protocol.Report(worker, generation, kind, update, text, by_peer, pid)]
         raise AssertionError(item)

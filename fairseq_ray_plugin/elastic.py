@@ -135,6 +135,11 @@ def _hear_report(s: Step, report: Report) -> None:
                     if name in s.workers
                 ]
                 s.log("started", ranks=ranks)
+        case "missing":
+            s.set(snapshots={n: x for n, x in s.state.snapshots.items() if x.path != report.text})
+            s.set_worker(name, standing=Standing.READY)
+            text = f"{s.rank(name)}: the snapshot {report.text} is gone"
+            stopping.fail(s, Failure(Cause.LOST, text, node))
         case "advanced":
             _advanced(s, report)
         case "doing" if name == s.state.ranks[0]:

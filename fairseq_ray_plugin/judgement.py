@@ -10,7 +10,7 @@ from collections.abc import Mapping
 HOUR_S = 3600.0
 
 SUSPECT_AFTER = 3
-"""Failures of a node within an hour before it is left out; and so many times any other's."""
+"""Failures of a node within an hour before it is left out; twice as many if another has one."""
 
 FIRST_COOL_DOWN_S = 60.0
 """How long a suspect is left out; twice as long each further time, up to an hour."""
@@ -102,7 +102,8 @@ class Strikes:
         update, first = self.failures[0]
         raised = self._raised()
         # a second try, and a third on other nodes: a broken GPU raises exceptions, too
-        tries = 3 if other_nodes and len({f.node for f in raised}) == 1 else 2
+        nodes = {f.node for f in raised}
+        tries = 3 if other_nodes and len(nodes) == 1 and None not in nodes else 2
         if len(raised) >= tries:
             times = {2: "twice", 3: "three times"}[len(raised)]
             return f"training failed {times} after update {update}, {first.text}{advice(first)}"
@@ -194,7 +195,7 @@ def is_suspect(nodes: Nodes, node: str, now: float) -> bool:
         name: sum(now - time < HOUR_S for time in record.failures) for name, record in nodes.items()
     }
     others = max((n for name, n in count.items() if name != node), default=0)
-    return count.get(node, 0) >= SUSPECT_AFTER * max(1, others)
+    return count.get(node, 0) >= SUSPECT_AFTER * (1 + others)
 
 
 def left_out(nodes: Nodes, node: str, now: float) -> Nodes:

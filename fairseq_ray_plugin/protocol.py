@@ -43,14 +43,14 @@ class Report:
     worker: str
     generation: int
     kind: str
-    """running, advanced, doing, held, raised, ended, finished, saved, snapshot, unsaved,
+    """running, missing, advanced, doing, held, raised, ended, finished, saved, snapshot, unsaved,
     checkpoint, stacks.
     """
 
     update: int | None = None
     text: str = ""
     """doing: what is being done now; raised: traceback; ended, unsaved: reason; saved, snapshot,
-    checkpoint: path; stacks: of all its threads.
+    checkpoint, missing: path; stacks: of all its threads.
     """
 
     by_peer: bool = False

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 from typing import Any
 
-from fairseq_ray_plugin import forkserver
+from fairseq_ray_plugin import forkserver, notices
 from fairseq_ray_plugin.memory import MemoryFolder
 
 ANSWER_S = 2.0
@@ -67,7 +67,8 @@ class Slot:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
-        self.memory = MemoryFolder(job.run_id)
+        # by node, not by machine: several nodes of a cluster may share one
+        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()[:8]}")
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -79,6 +80,10 @@ class Slot:
 
     def get_node_ip(self) -> str:
         """The address at which other nodes reach this one."""
+        raise NotImplementedError
+
+    def get_node_id(self) -> str:
+        """The cluster's name for this node."""
         raise NotImplementedError
 
     async def prepare(self) -> None:
@@ -100,6 +105,12 @@ class Slot:
             )
         )
         asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
+        self.watch = asyncio.create_task(self._watch_notices())
+
+    async def _watch_notices(self) -> None:
+        notice = await notices.spot_notice()
+        if notice is not None:
+            self.events.put_nowait(("notice", notice.reason, notice.left_s))
 
     def _unpack_user_dir(self) -> str | None:
         """The user's own code, shipped to where it is missing."""
@@ -146,6 +157,9 @@ class Slot:
         assert self.server is not None
         self._drop_link()
         self.generation, self.pid = generation, 0
+        if rank == 0 and restore and self._is_missing(restore):
+            self._report("missing", text=restore)
+            return
         assignment = dict(
             generation=generation,
             rank=rank,
@@ -170,6 +184,10 @@ class Slot:
             listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
+
+    def _is_missing(self, path: str) -> bool:
+        in_memory = os.path.dirname(path) in self.memory.folders
+        return in_memory and not os.path.exists(path)
 
     async def hold(self, generation: int, at_once: bool, with_stacks: bool = False) -> None:
         """The training process comes to rest with its state; "held" follows."""
@@ -197,6 +215,7 @@ class Slot:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
         if self.server is not None:
+            self.watch.cancel()
             asyncio.get_running_loop().remove_reader(self.server.fileno())
             self.server.close()
             if not self.ready:  # it imports, and does not listen

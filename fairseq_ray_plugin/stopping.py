@@ -6,6 +6,8 @@ the states held differ by one update at the most.
 
 from __future__ import annotations
 
+import dataclasses
+
 from fairseq_ray_plugin import judgement
 from fairseq_ray_plugin.judgement import Cause, Failure
 from fairseq_ray_plugin.protocol import Hold, Save, Source
@@ -19,6 +21,9 @@ ANSWER_LIMIT_S = 8.0
 
 STACKS_LIMIT_S = 10.0
 """How much longer where the stacks of all threads are taken first."""
+
+ECHO_S = 0.5
+"""How long the other ranks have, after an exception of one, to raise it, too."""
 
 GRACE_S = 60.0
 """How long a planned stop waits for the first rank to end the update it is in."""
@@ -36,7 +41,7 @@ def fail(s: Step, failure: Failure) -> None:
     if failure.node is not None and not (failure.by_peer or failure.with_node):
         s.set(nodes=judgement.noted(s.state.nodes, failure.node, s.now))
     if s.state.phase is Phase.TRAINING:
-        begin_stop(s, failure.cause, at_once=True)
+        begin_stop(s, failure.cause, at_once=failure.by_peer or failure.cause is not Cause.FAILED)
 
 
 def begin_stop(s: Step, cause: Cause, at_once: bool) -> None:
@@ -72,7 +77,9 @@ def stop(s: Step) -> None:
     if open_ranks and not state.at_once:
         # one rank at rest means that the others wait for it in a collective
         answered = len(open_ranks) < sum(name in s.workers for name in state.ranks)
-        if answered or state.failures or s.now - state.since > _grace(s):
+        lost = any(f.by_peer or f.cause is not Cause.FAILED for f in state.failures)
+        limit = ECHO_S if state.cause is Cause.FAILED else 0 if answered else _grace(s)
+        if lost or s.now - state.since >= limit:
             _hold_the_rest(s, at_once=True)
         return
     limit = ANSWER_LIMIT_S + (STACKS_LIMIT_S if state.cause is Cause.HUNG else 0)
@@ -108,6 +115,9 @@ def _grace(s: Step) -> float:
 
 def _give_up(s: Step, failure: Failure) -> bool:
     """End the run where another try would only fail again; leave out nodes that always fail."""
+    raised_on = {f.node for f in s.state.failures if f.cause is Cause.FAILED and not f.by_peer}
+    if len(raised_on) > 1:  # no one node's fault
+        failure = dataclasses.replace(failure, node=None)
     s.set(strikes=s.state.strikes.add(s.state.update, failure))
     others = {s.workers[name].node for name in s.usable()} - {failure.node}
     enough = sum(s.workers[name].node in others for name in s.usable()) >= s.config.min_workers

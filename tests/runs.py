@@ -104,6 +104,16 @@ class Run:
     def until_event(self, kind: str, count: int = 1) -> dict:
         return self.until(lambda: self.events(kind)[count - 1 : count])[0]
 
+    def until_advanced(self, world_size: int, after: int) -> int:
+        """A generation later than `after` has completed an update at that world size."""
+        return self.until(
+            lambda: [
+                event["generation"]
+                for event in self.events("advanced")
+                if event["generation"] > after and event["world_size"] == world_size
+            ]
+        )[0]
+
     def ranks(self) -> list[dict]:
         """Rank, node and pid of the training processes of the newest generation."""
         return self.events("started")[-1]["ranks"]

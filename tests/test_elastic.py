@@ -159,6 +159,7 @@ def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
 def fail(cluster, rank, kind, update, text):
     """A rank fails, the other holds, and the next generation runs."""
     cluster.see(cluster.report(rank, kind, update, text))
+    cluster.see(after=stopping.ECHO_S)
     other = next(name for name in cluster.state.ranks if name != rank)
     actions = cluster.see(cluster.report(other, "held", update))
     for save in only(actions, protocol.Save):
@@ -178,6 +179,17 @@ def test_the_users_own_error_ends_the_run_when_it_comes_back_elsewhere_with_its_
     assert 1 == end.exit_code
     assert "three times after update 10" in end.message
     assert "ValueError: bad sample" in end.message
+
+
+def test_the_users_own_error_ends_the_run_at_its_second_coming_where_all_ranks_raise_it():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    for _ in range(2):
+        cluster.see(cluster.report("worker-0", "raised", 10, "FloatingPointError"))
+        actions = cluster.see(cluster.report("worker-1", "raised", 10, "FloatingPointError"))
+        if only(actions, protocol.Save):
+            cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
+    assert "twice after update 10" in actions[-1].message
 
 
 def test_the_users_own_error_ends_the_run_at_its_second_coming_where_there_is_one_node():
@@ -373,6 +385,17 @@ def test_when_all_processes_die_the_newest_of_snapshots_and_checkpoint_serves():
         cluster.see(cluster.report("worker-0", "ended", text="was killed"))
         (start,) = cluster.see(cluster.report("worker-1", "ended", text="was killed"))
         assert (expected, max(9, checkpoint)) == (start.source.node, start.source.update)
+
+
+def test_a_snapshot_that_somebody_removed_gives_way_to_the_next_best():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    cluster.see(cluster.report("worker-0", "checkpoint", 7, "checkpoint_last.pt"))
+    cluster.see(cluster.report("worker-0", "snapshot", 9, "memory"))
+    (start,) = cluster.see(cluster.report("worker-0", "ended", text="was killed"))
+    assert "memory" == start.source.path
+    (start,) = cluster.see(cluster.report("worker-0", "missing", text="memory"))
+    assert "checkpoint_last.pt" == start.source.path
 
 
 def test_a_node_that_fails_again_and_again_is_left_out_for_longer_each_time():

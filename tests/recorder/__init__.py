@@ -3,7 +3,8 @@
 FAIRSEQ_RECORD names a folder; each training process appends two lines per update to a file there.
 FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
 making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
-signal that the process sends itself, or "raise". A file `fired_N` shows that fault N happened.
+signal that the process sends itself, "raise", "hang" (a deadlock), or "nan" (in a parameter). A
+file `fired_N` shows that fault N happened.
 FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to disturb a run.
 """
 
@@ -11,6 +12,7 @@ import functools
 import json
 import os
 import signal
+import threading
 import time
 
 import torch.distributed as dist
@@ -26,7 +28,7 @@ def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def fail_if_asked(where, update):
+def fail_if_asked(where, update, trainer=None):
     for number, fault in enumerate(FAULTS):
         marker = os.path.join(FOLDER, f"fired_{number}")
         if (fault["rank"], fault["update"], fault["where"]) == (
@@ -36,9 +38,15 @@ def fail_if_asked(where, update):
         ) and (fault.get("always") or not os.path.exists(marker)):
             with open(marker, "a") as file:
                 file.write(f"{time.time()}\n")
-            if fault["what"] == "raise":
-                raise ValueError(f"the model is broken at update {update}")
-            os.kill(os.getpid(), signal.Signals[fault["what"]])
+            match fault["what"]:
+                case "raise":
+                    raise ValueError(f"the model is broken at update {update}")
+                case "hang":
+                    threading.Event().wait()
+                case "nan":
+                    next(trainer.model.parameters()).data.fill_(float("nan"))
+                case name:
+                    os.kill(os.getpid(), signal.Signals[name])
 
 
 def wrap(owner, name, before):
@@ -61,7 +69,7 @@ def record(original):
     @functools.wraps(original)
     def train_step(trainer, samples, *args, **kwargs):
         coming = trainer.get_num_updates() + 1
-        for place in ("forward", "optimizer"):
+        for place in PLACES:
             hook(trainer, place)
         rank, world = rank_and_world()
         ids = [i for s in samples if isinstance(s, dict) and "id" in s for i in s["id"].tolist()]
@@ -79,22 +87,24 @@ def record(original):
 
 
 def hook(trainer, place):
-    """Faults inside an update: before the forward pass, or in the optimizer step."""
+    """Faults inside an update: before what stands in `PLACES`."""
     if not FAULTS or getattr(trainer, f"hooked_{place}", False):
         return
     setattr(trainer, f"hooked_{place}", True)
-    if place == "forward":
-        wrap(
-            trainer.task,
-            "train_step",
-            lambda *args: fail_if_asked("forward", trainer.get_num_updates() + 1),
-        )
-    else:  # half-way: the parameters are about to change, the count of updates is not
-        wrap(
-            trainer.optimizer,
-            "step",
-            lambda *args: fail_if_asked("optimizer", trainer.get_num_updates() + 1),
-        )
+    owner, name = PLACES[place]
+    wrap(
+        getattr(trainer, owner),
+        name,
+        lambda *args: fail_if_asked(place, trainer.get_num_updates() + 1, trainer),
+    )
+
+
+PLACES = {
+    "forward": ("task", "train_step"),
+    "all_reduce": ("optimizer", "all_reduce_grads"),
+    # half-way: the parameters are about to change, the count of updates is not
+    "optimizer": ("optimizer", "step"),
+}
 
 
 if FOLDER:
