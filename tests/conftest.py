@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import subprocess
 import tempfile
 import time
 
 import data
 import psutil
 import pytest
+from network import Network
 
 # before ray is imported anywhere: nothing is sent out, nothing is shared with other clusters
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -56,8 +58,12 @@ class Nodes:
         self.nodes = []
         self.stopped = {}
 
-    def add(self, num_cpus=1):
-        node = self.cluster.add_node(num_cpus=num_cpus)
+    def add(self, num_cpus=1, host=None):
+        if host is None:
+            node = self.cluster.add_node(num_cpus=num_cpus)
+        else:
+            with host.inside():
+                node = self.cluster.add_node(num_cpus=num_cpus, node_ip_address=host.address)
         self.nodes.append(node)
         return node
 
@@ -124,3 +130,26 @@ def two_nodes(nodes):
     nodes.add()
     nodes.add()
     return nodes
+
+
+@pytest.fixture
+def hosts(head):
+    """Two hosts with a network between them and the head, that can be cut."""
+    with contextlib.ExitStack() as stack:
+        try:
+            network = stack.enter_context(Network(head.head_node.node_ip_address))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+        except OSError as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        yield network.hosts
+
+
+@pytest.fixture
+def two_hosts(hosts, nodes):
+    """A node on each of two hosts."""
+    for host in hosts:
+        nodes.add(host=host)
+    yield nodes
+    for host in hosts:
+        host.mend()
