@@ -70,7 +70,7 @@ class Slot:
         self.job = job
         self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
         # by node, not by machine: several nodes of a cluster may share one
-        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()[:8]}")
+        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
