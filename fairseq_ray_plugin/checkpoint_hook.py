@@ -137,8 +137,10 @@ class StateKeeper:
 
     # called by any thread
 
-    def freeze(self, timeout_s: float = 5.0) -> int | None:
+    def freeze(self, timeout_s: float = 20.0) -> int | None:
         """The state stays as it is until the process ends; returns its number of updates.
+
+        Waits for an optimizer step that is under way, no longer than `timeout_s`.
 
         None: there is no whole state, before it is loaded or after a failure within an update.
         """

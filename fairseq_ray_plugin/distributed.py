@@ -33,7 +33,7 @@ HEARTBEAT_S = 0.5
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
 
-NODE_DIED = ("its node has died", "node was terminated", "NODE_DIED")
+NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
 """What Ray says of an actor that went with its node."""
 
 SURVEY_S = 1.0

@@ -249,7 +249,9 @@ class Slot:
         try:
             while self.link is not None and self.link.poll():
                 kind, update, text, by_peer = self.link.recv()
-                self.answered |= kind in ("held", "raised", "finished")
+                self.answered |= kind in ("holding", "held", "raised", "finished")
+                if kind == "holding":
+                    continue
                 if kind in ("saved", "snapshot"):
                     self.memory.keep_only(text)
                 self._report(kind, update, text, by_peer)

@@ -16,7 +16,7 @@ from fairseq_ray_plugin.state import UNHEARD_S, Phase, Standing, Step
 SILENCE_S = 1.0
 """A rank whose worker has not been heard of for so long, at a stop, is not waited for."""
 
-ANSWER_LIMIT_S = 8.0
+ANSWER_LIMIT_S = 25.0
 """How long any rank is waited for; an unanswering process is ended by its worker before that."""
 
 STACKS_LIMIT_S = 10.0
@@ -152,7 +152,7 @@ def save_freshest(s: Step) -> None:
     }
     freshest = max(held.values(), default=None)
     to_end = state.signal is not None
-    there = {worker.node for worker in s.workers.values()} - state.leaving.keys()
+    there = {s.workers[name].node for name in s.usable()}
     kept = max((x.update or 0 for n, x in state.snapshots.items() if n in there), default=-1)
     if freshest is None or (kept >= freshest and not to_end):
         if to_end:

@@ -220,6 +220,7 @@ def _answer(link: _Link, keeper: StateKeeper) -> None:
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
         if command == "hold" and argument:
+            link.send("holding")  # the worker ends a process that says nothing
             link.send("held", keeper.freeze())
         elif command == "hold":
             keeper.hold_requested.set()
