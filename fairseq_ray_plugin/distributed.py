@@ -56,7 +56,7 @@ def connect(address: str | None) -> str:
     Raises:
         ConnectionError: `address` names a cluster that cannot be reached.
     """
-    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     named, origin = address, "--ray-address"
     if address in (None, "auto"):
         named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"

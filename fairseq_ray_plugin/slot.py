@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 from typing import Any
 
+import psutil
+
 from fairseq_ray_plugin import forkserver, notices
 from fairseq_ray_plugin.memory import MemoryFolder
 
@@ -68,7 +70,7 @@ class Slot:
         self.job = job
         self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
         # by node, not by machine: several nodes of a cluster may share one
-        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()[:8]}")
+        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -91,7 +93,7 @@ class Slot:
         job = self.job
         self.user_dir = self._unpack_user_dir()
         self.server, end = Pipe()
-        environment = {**os.environ, **job.environment}
+        environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fairseq_ray_plugin.forkserver", str(end.fileno())],
@@ -276,6 +278,17 @@ class Slot:
                     self._hear_rank()  # its last words come before its end
                 self._drop_link()
                 self._report("ended", text=text)
+
+
+def _network(address: str) -> dict[str, str]:
+    """What makes gloo use the interface that other nodes reach.
+
+    It would take the address of this machine's own name, which many systems say is 127.0.1.1.
+    """
+    for interface, addresses in psutil.net_if_addrs().items():
+        if address in (a.address for a in addresses):
+            return {"GLOO_SOCKET_IFNAME": interface}
+    return {}
 
 
 async def _stacks(pid: int) -> str:
