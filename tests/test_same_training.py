@@ -1,7 +1,11 @@
 """Whatever the cluster did, it is the same training: samples, batches, loss curve."""
 
+import collections
+
 import data
+import psutil
 import pytest
+import torch
 from runs import kill, ray_train, torchrun
 
 MASKED_LM = (*data.MASKED_LM, "--tokens-per-sample", "128", "--batch-size", "8")
@@ -44,7 +48,7 @@ def valid_losses(run):
 
 
 @pytest.mark.parametrize("task", FIXED)
-def test_a_fixed_batch_trains_alike_on_1_and_3_workers_and_through_resizes_and_kills(
+def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_resizes_and_kills(
     task, tmp_path, request, nodes
 ):
     text = text_of(task, request)
@@ -80,10 +84,12 @@ def test_a_fixed_batch_trains_alike_on_1_and_3_workers_and_through_resizes_and_k
     sizes = [event["world_size"] for event in disturbed.events("started")]
     assert {1, 2, 3} == set(sizes) and 1 == sizes[0] == sizes[-1]
     nodes.add()
+    two = train("two").finish()
+    assert {2} == {step["world"] for step in two.steps()}
     nodes.add()
     three = train("three").finish()
     assert {3} == {step["world"] for step in three.steps()}
-    for run in (three, disturbed):
+    for run in (two, three, disturbed):
         assert alone.samples() == run.samples()
         check_curves(alone.curve(), run.curve())
 
@@ -100,6 +106,117 @@ def check_curves(expected, actual):
         assert float(loss) == pytest.approx(float(loss_there), rel=1e-4, abs=1.01e-3), update
         assert float(norm) == pytest.approx(float(norm_there), rel=1e-2), update
         assert exact == exact_there, update
+
+
+def test_decisions_over_the_whole_run_survive_restarts(tmp_path, english, two_nodes):
+    """Early stopping, learning rates by validation loss, the best checkpoint, those to keep."""
+    options = (
+        *("--train-subset", "valid", "--valid-subset", "test"),  # few enough to be learned by heart
+        *("--lr", "1e-2", "--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", "0.5"),
+        *("--lr-patience", "1", "--patience", "5", "--max-epoch", "60"),
+        *("--save-interval-updates", "6", "--keep-interval-updates", "2"),
+        *("--keep-best-checkpoints", "1", "--best-checkpoint-metric", "loss"),
+    )
+    kills = [
+        {"rank": rank, "update": update, "where": where, "what": "SIGKILL"}
+        for rank, update, where in (
+            *((1, 3, "begin"), (0, 6, "validate"), (0, 12, "checkpoint")),
+            *((1, 17, "optimizer"), (0, 24, "validate")),
+        )
+    ]
+    stock = torchrun(tmp_path / "stock", english, MASKED_LM, *options).finish()
+    ours = ray_train(
+        tmp_path / "ours", english, MASKED_LM, *options, address=two_nodes.address, faults=kills
+    ).finish()
+    last = max(stock.curve())
+    assert last < 240, "the run is to stop early"
+    assert stock.curve("loss", "gnorm", "lr") == ours.curve("loss", "gnorm", "lr")
+    assert len({rate for (rate,) in ours.curve("lr").values()}) > 2, "the rate is to be lowered"
+    assert set(valid_losses(stock)) == set(valid_losses(ours))
+    assert checkpoints(stock) == checkpoints(ours)
+    best = [update_of(run.save_dir / "checkpoint_best.pt") for run in (stock, ours)]
+    assert best[0] == best[1] < last
+
+
+def checkpoints(run):
+    return sorted(path.name for path in run.save_dir.glob("*.pt"))
+
+
+def update_of(path):
+    return torch.load(path, weights_only=False)["optimizer_history"][-1]["num_updates"]
+
+
+SHAPES = {
+    "lists-by-epoch": (
+        *(*MASKED_LM, "--update-freq", "2,1", "--num-workers", "2", "--skip-remainder-batch"),
+        *("--fixed-validation-seed", "3", "--required-batch-size-multiple", "4"),
+    ),
+    "fixed-lists-by-epoch": (
+        *(*data.TRANSLATION, "--fix-batch-size", "2000,1500", "--num-workers", "1"),
+        *("--required-batch-size-multiple", "2", "--max-update", "75"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_whatever_shapes_the_batches_a_resize_repeats_and_skips_nothing(
+    name, tmp_path, request, two_nodes
+):
+    """A worker is lost in mid-epoch and one at the epoch's end; two are there again in between."""
+    text = request.getfixturevalue("parallel" if name.startswith("fixed") else "english")
+    run = ray_train(
+        tmp_path, text, SHAPES[name], "--max-epoch", "3", address=two_nodes.address, pause_s=0.1
+    )
+    run.until_update(10)
+    kill(worker_of(run.ranks()[1]["pid"]))
+    alone = run.until_advanced(world_size=1, after=0)
+    two = run.until_advanced(world_size=2, after=alone)
+    run.until(lambda: [e for e in run.events("checkpoint")])
+    kill(worker_of(run.ranks()[0]["pid"]))
+    run.until_advanced(world_size=1, after=two)
+    run.finish()
+    assert 0 == run.redone()
+    samples = run.samples()
+    assert list(range(1, len(samples) + 1)) == list(samples)
+    if "--max-update" in SHAPES[name]:
+        assert 75 == len(samples)
+    eaten = collections.Counter(i for ids in samples.values() for i in ids)
+    # a remainder that is skipped depends on the number of workers, and is no more than an update
+    assert max(eaten.values()) <= 3
+    rare = sum(3 - count for count in eaten.values())
+    assert rare <= 3 * 2 * 2 * 8 if name == "lists-by-epoch" else len(eaten) > 3000
+
+
+def test_an_order_by_world_size_begins_the_epoch_again_where_that_is_allowed(
+    tmp_path, english, two_nodes
+):
+    options = ("--grouped-shuffling", "--max-epoch", "1")
+    refused = ray_train(tmp_path / "no", english, MASKED_LM, *options, address=two_nodes.address)
+    assert 2 == refused.wait()
+    assert "--grouped-shuffling orders the data by the number of workers" in refused.output
+    run = ray_train(
+        tmp_path / "yes",
+        english,
+        MASKED_LM,
+        *(*options, "--ray-restart-epoch"),
+        address=two_nodes.address,
+        pause_s=0.1,
+    )
+    run.until_update(15)
+    kill(worker_of(run.ranks()[1]["pid"]))
+    run.finish()
+    assert "epoch 1 begins again: its order at 2 workers is not the one at 1" in run.output
+    first = min(step["update"] for step in run.steps() if step["world"] == 1)
+    last = [step["update"] for step in run.steps() if step["world"] == 1]
+    again = [i for u in range(first, max(last) + 1) for i in run.samples()[u]]
+    assert {1, 2} >= {step["world"] for step in run.steps()}
+    assert len(again) == len(set(again))
+
+
+def worker_of(pid):
+    """The Ray worker above a training process."""
+    above = psutil.Process(pid).parents()
+    return next(p.pid for p in above if p.cmdline() and p.cmdline()[0].startswith("ray::"))
 
 
 def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(tmp_path, english, two_nodes):
