@@ -11,6 +11,7 @@ import pytest
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
+from fairseq_ray_plugin.slot import Job, Slot, pack_folder
 
 BIN = Path(sys.executable).parent
 PLUGIN = Path(fairseq_ray_plugin.__file__).parent
@@ -115,7 +116,12 @@ def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
 
 
 def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, monkeypatch):
-    from fairseq_ray_plugin.distributed import Job, RayDistributedActor, pack_folder
+    class SlotOfThisMachine(Slot):
+        def get_node_ip(self):
+            return "127.0.0.1"
+
+        def get_node_id(self):
+            return "node"
 
     package = shutil.copytree(RECORDER, tmp_path / "elsewhere" / "my_tasks")
     packed = pack_folder(str(package))
@@ -129,6 +135,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             cfg=b"",
             groups=None,
             restart_epoch=False,
+            snapshot_updates=None,
             threads=1,
             working_dir=str(tmp_path),
             python_path=(),
@@ -137,9 +144,9 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             save_dir=str(tmp_path),
             environment={},
         )
-        worker = RayDistributedActor(job)
+        worker = SlotOfThisMachine(job)
         await worker.prepare()
-        events = await asyncio.wait_for(worker.next_events(), 60)
+        events = await asyncio.wait_for(worker.next_events(60), 60)
         await worker.stop()
         return events, worker.user_dir
 

@@ -264,11 +264,13 @@ def test_nodes_that_come_and_go_every_few_seconds_cost_no_sample(tmp_path, engli
         pause_s=0.1,
     )
     run.until_update(5)
-    for number in range(4):
+    generation = 1
+    for stays_until in ("added", "placed", "in use", "in use"):
         node = nodes.add()
-        if number:  # the first one goes before anything could be placed there
-            before = len(run.steps())
-            run.until(lambda before=before, n=number: len(run.steps()) > before + 40 * n)
+        if stays_until == "placed":
+            run.until(lambda node=node: has_worker(nodes, node))
+        if stays_until == "in use":
+            generation = run.until_advanced(world_size=2, after=generation)
         nodes.kill(node)
     run.finish()
     assert 0 == run.redone()
