@@ -26,7 +26,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import pace, train_iterator
+from fairseq_ray_plugin import exact, pace, train_iterator
 from fairseq_ray_plugin.batching import Layout
 from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
 
@@ -168,8 +168,11 @@ class StateKeeper:
         with _side_stream():
             self.trainer.consolidate_optimizer()
             state = utils.move_to_cpu(self.trainer.state_dict())
+            left_out = utils.move_to_cpu(exact.collect(self.trainer))
         state["extra_state"].update(
-            train_iterator=boundary.iterator, val_loss=boundary.val_loss, **extra(boundary)
+            train_iterator=boundary.iterator,
+            val_loss=boundary.val_loss,
+            **extra(boundary, left_out),
         )
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
@@ -194,12 +197,14 @@ def _side_stream() -> Iterator[None]:
         yield
 
 
-def extra(boundary: Boundary) -> dict[str, Any]:
+def extra(boundary: Boundary, left_out: dict[str, Any]) -> dict[str, Any]:
+    """What we add to a checkpoint's `extra_state`."""
     return {
         EXTRA: {
             "early_stop": boundary.early_stop,
             "pending": boundary.pending,
             "lr_step": boundary.lr_step,
+            "left_out": left_out,
         }
     }
 
@@ -364,7 +369,9 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             boundary = dataclasses.replace(
                 keeper.boundary, early_stop=_early_stop(), pending=False, lr_step=step
             )
-            extra_state = {**extra_state, **extra(boundary)}
+            # without the 32-bit parameters: these files stay as large as stock fairseq's
+            left_out = exact.collect(trainer, with_params=False)
+            extra_state = {**extra_state, **extra(boundary, left_out)}
         original(trainer, filename, extra_state)
         written.append(filename)
 
@@ -405,10 +412,15 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
                 cfg.reset_optimizer = cfg.reset_lr_scheduler = False
                 cfg.reset_meters = cfg.reset_dataloader = False
         extra_state, epoch_itr = original(cfg, trainer, **passthrough)
+        if restore is not None:  # fairseq counts starts there, and would add this one
+            trainer._optim_history.pop()
         start = {"version": 2, "epoch": epoch_itr.epoch, "iterations_in_epoch": 0}
         boundary = Boundary(trainer.get_num_updates(), start)
-        if extra_state is not None and not cfg.reset_dataloader:
+        fine_tuning = cfg.finetune_from_model is not None and boundary.update == 0
+        if extra_state is not None and not cfg.reset_dataloader and not fine_tuning:
             ours = extra_state.get(EXTRA) or {}
+            if boundary.update > 0:  # the optimizer was not reset
+                exact.restore(trainer, ours.get("left_out", {}))
             boundary = Boundary(
                 trainer.get_num_updates(),
                 extra_state["train_iterator"],

@@ -17,6 +17,7 @@ from fairseq_ray_plugin import journal
 
 TESTS = Path(__file__).resolve().parent
 RECORDER = TESTS / "recorder"
+STATEFUL = TESTS / "stateful"
 LIMIT_S = 150
 
 

@@ -25,6 +25,7 @@ ORDER = (
     "memory",
     "compat",
     "train_iterator",
+    "exact",
     "checkpoint_hook",
     "worker",
     "forkserver",

@@ -7,9 +7,10 @@ import time
 import data
 import psutil
 import pytest
+import torch
 from metadata import MetadataServer
 from oom import too_little_memory
-from runs import kill, ray_train
+from runs import STATEFUL, kill, ray_train
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8")
 
@@ -373,3 +374,60 @@ def test_too_few_workers_are_waited_for(tmp_path, english, nodes):
     nodes.add()
     run.finish()
     assert [2] == [event["world_size"] for event in run.events("started")]
+
+
+def test_after_failures_the_whole_state_is_that_of_an_undisturbed_run_bit_for_bit(
+    tmp_path, english, two_nodes
+):
+    """Model, optimizer, scheduler, scaler, average, criterion, task and meters."""
+
+    def train(name, faults=()):
+        run = ray_train(
+            tmp_path / name,
+            english,
+            data.MASKED_LM,
+            *("--user-dir", STATEFUL, "--task", "counting_masked_lm"),
+            *("--criterion", "scaled_masked_lm", "--max-update", "40", "--disable-validation"),
+            *("--store-ema", "--ema-fp32", "--ema-update-freq", "3", "--ema-decay", "0.9"),
+            # the scale doubles every 8 updates: its counters must not begin again
+            *("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4"),
+            *("--fp16-scale-window", "8", "--update-freq", "2"),
+            address=two_nodes.address,
+            faults=[*faults],
+        ).finish()
+        return torch.load(run.save_dir / "checkpoint_last.pt", weights_only=False)
+
+    expected = train("undisturbed")
+    actual = train(
+        "disturbed",
+        [
+            {"rank": 1, "update": 6, "where": "begin", "what": "SIGKILL"},
+            {"rank": 0, "update": 13, "where": "optimizer", "what": "SIGKILL"},
+            {"rank": 1, "update": 29, "where": "all_reduce", "what": "SIGKILL"},
+        ],
+    )
+    assert {"steps": 40} == expected["task_state"]
+    assert 0.9 != expected["criterion"]["factor"].item() != 1
+    assert 4 < expected["last_optimizer_state"]["loss_scale"]
+    for part in ("model", "criterion", "last_optimizer_state", "optimizer_history", "task_state"):
+        assert same(expected[part], actual[part]), part
+    for part in ("ema", "ema_fp32_params"):
+        assert same(expected["extra_state"][part], actual["extra_state"][part]), part
+    meters, meters_there = (
+        {name: meter for _, name, _, meter in state["extra_state"]["metrics"]["train"]}
+        for state in (expected, actual)
+    )
+    timeless = set(meters) - {"train_wall", "wall", "wps", "ups", "gb_free"}
+    assert {"loss", "gnorm", "lr", "bsz"} < timeless
+    assert {k: meters[k] for k in timeless} == {k: meters_there[k] for k in timeless}
+
+
+def same(expected, actual):
+    """Equal to the last bit, tensors too."""
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(expected, actual)
+    if isinstance(expected, dict):
+        return expected.keys() == actual.keys() and all(same(expected[k], actual[k]) for k in actual)
+    if isinstance(expected, list | tuple):
+        return len(expected) == len(actual) and all(map(same, expected, actual))
+    return expected == actual
