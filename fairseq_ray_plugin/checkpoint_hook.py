@@ -267,18 +267,19 @@ def _deal_mini_batches(
             train_iterator.restart_epoch_on_resize(iterator, keeper.world_size)
         elif type(iterator) is iterators.EpochBatchIterator:
             optimization = trainer.cfg.optimization
-            freqs = list(optimization.update_freq)
-
-            def layout_of(epoch: int) -> Layout:
-                by_epoch = groups or [freq * keeper.world_size for freq in freqs]
-                return Layout(
+            freqs = optimization.update_freq
+            layouts = [
+                Layout(
                     world_size=keeper.world_size,
-                    group=by_epoch[min(epoch, len(by_epoch)) - 1],
+                    group=group,
                     fixed=groups is not None,
                     skip_remainder=optimization.skip_remainder_batch,
                 )
-
-            ElasticEpochBatchIterator.adopt(iterator, layout_of)
+                for group in groups or [freq * keeper.world_size for freq in freqs]
+            ]
+            ElasticEpochBatchIterator.adopt(
+                iterator, lambda epoch: layouts[min(epoch, len(layouts)) - 1]
+            )
         return iterator
 
 
@@ -320,11 +321,20 @@ def _record_boundaries(keeper: StateKeeper) -> None:
             losses, should_stop, end = _catch_up(cfg, trainer, task, epoch_itr)
             if should_stop or end:
                 return losses, should_stop
-        max_update, patience = cfg.optimization.max_update, cfg.checkpoint.patience
-        stopped_early = patience > 0 and (_early_stop() or (0, 0))[1] >= patience
-        if stopped_early or (max_update and trainer.get_num_updates() >= max_update):
+        if _is_over(cfg, trainer):
             return [None], True  # stock trains one more update, or epoch, before it looks
         return original(cfg, trainer, task, epoch_itr)
+
+
+def _is_over(cfg: Any, trainer: Any) -> bool:
+    """Whether a limit had been reached when the state was saved; alike on all ranks."""
+    max_update, patience = cfg.optimization.max_update, cfg.checkpoint.patience
+    limit_s = cfg.optimization.stop_time_hours * 3600
+    return bool(
+        (max_update and trainer.get_num_updates() >= max_update)
+        or (patience > 0 and (_early_stop() or (0, 0))[1] >= patience)
+        or 0 < limit_s < trainer._previous_training_time
+    )
 
 
 def _catch_up(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[Any, bool, bool]:
@@ -364,7 +374,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     def save_state(original: Any, trainer: Any, filename: str, extra_state: Any) -> None:
         if "train_iterator" in extra_state and keeper.boundary is not None:
             position, step = extra_state["train_iterator"], None
-            if position["iterations_in_epoch"] == 0:  # an epoch's end, its lr_step to come
+            if position.get("iterations_in_epoch") == 0:  # an epoch's end, its lr_step to come
                 step = (position["epoch"] - 1, extra_state.get("val_loss"))
             boundary = dataclasses.replace(
                 keeper.boundary, early_stop=_early_stop(), pending=False, lr_step=step

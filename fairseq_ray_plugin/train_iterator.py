@@ -7,13 +7,14 @@ samples at another world size. Here a position is (epoch, mini-batches used by a
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from fairseq import utils
+import torch
 from fairseq.data import data_utils, iterators
 
 from fairseq_ray_plugin.batching import Layout
@@ -128,14 +129,20 @@ def add_position(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def restart_epoch_on_resize(iterator: Any, world_size: int) -> None:
-    """A stock iterator, loading the state of another world size, begins that epoch again."""
+    """A stock iterator, loading the state of another world size, begins that epoch again.
+
+    One that streams keeps no position at all: fairseq begins its epoch again at every start.
+    """
     load_state_dict = iterator.load_state_dict
 
     def load(state_dict: Mapping[str, Any]) -> None:
-        if state_dict.get(WORLD_SIZE, world_size) != world_size:
+        epoch, before = state_dict["epoch"], state_dict.get(WORLD_SIZE, world_size)
+        if "iterations_in_epoch" not in state_dict:
+            logger.warning("epoch %s begins again: its iterator keeps no position", epoch)
+        elif before != world_size:
             logger.warning(
                 "epoch %s begins again: its order at %s workers is not the one at %s",
-                *(state_dict["epoch"], state_dict[WORLD_SIZE], world_size),
+                *(epoch, before, world_size),
             )
             state_dict = {**state_dict, "iterations_in_epoch": 0}
         load_state_dict(state_dict)
@@ -161,22 +168,26 @@ _stock_chunks = iterators._chunk_iterator
 def seed_by_mini_batch(trainer: Any, rank: int, world_size: int) -> None:
     """Make every random choice in a mini-batch depend on (seed, update, its place in the update).
 
-    Stock seeds once an update, alike on all ranks, so dropout depends on the world size.
+    This takes the place of stock's seeding, once an update and alike on all ranks, by which
+    dropout depends on the world size.
     """
-    train_step, set_seed = trainer.task.train_step, trainer._set_seed
+    train_step = trainer.task.train_step
+    seed_of_run = trainer.cfg.common.seed  # reading the configuration takes longer than seeding
     place = rank
 
     def begin_update() -> None:
         nonlocal place
         place = rank
-        set_seed()
 
     @functools.wraps(train_step)
     def seeded_train_step(*args: Any, **kwargs: Any) -> Any:
         nonlocal place
-        entropy = [trainer.cfg.common.seed, trainer.get_num_updates(), place]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
-        utils.set_torch_seed(seed)
+        choice = f"{seed_of_run},{trainer.get_num_updates()},{place}"
+        seed = int.from_bytes(hashlib.blake2b(choice.encode(), digest_size=4).digest(), "little")
+        # not torch.manual_seed: before CUDA is in use it keeps a stack trace for each call
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         place += world_size

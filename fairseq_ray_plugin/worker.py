@@ -29,7 +29,7 @@ import torch.distributed as dist
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import train_iterator
+from fairseq_ray_plugin import pace, train_iterator
 from fairseq_ray_plugin.checkpoint_hook import StateKeeper, add_checkpoint_hook
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,10 @@ class _Progress:
         self._told = -math.inf
 
     def advanced(self, update: int) -> None:
-        """An update has been completed."""
-        if self._told < 0 or self._is_due(""):
+        """An update has been completed; training goes on."""
+        if self._told < 0 or self._is_due(pace.TRAINING):
             self._told = time.monotonic()
-            self._doing = ""
+            self._doing = pace.TRAINING
             self.link.send("advanced", update)
 
     def doing(self, what: str) -> None:

@@ -18,6 +18,7 @@ from fairseq_ray_plugin import journal
 TESTS = Path(__file__).resolve().parent
 RECORDER = TESTS / "recorder"
 STATEFUL = TESTS / "stateful"
+STREAMING = TESTS / "streaming"
 LIMIT_S = 150
 
 

@@ -427,7 +427,7 @@ def same(expected, actual):
     if isinstance(expected, torch.Tensor):
         return torch.equal(expected, actual)
     if isinstance(expected, dict):
-        return expected.keys() == actual.keys() and all(same(expected[k], actual[k]) for k in actual)
+        return list(expected) == list(actual) and same([*expected.values()], [*actual.values()])
     if isinstance(expected, list | tuple):
         return len(expected) == len(actual) and all(map(same, expected, actual))
     return expected == actual

@@ -6,7 +6,7 @@ import data
 import psutil
 import pytest
 import torch
-from runs import kill, ray_train, torchrun
+from runs import STREAMING, kill, ray_train, torchrun
 
 MASKED_LM = (*data.MASKED_LM, "--tokens-per-sample", "128", "--batch-size", "8")
 FIXED = {
@@ -252,11 +252,43 @@ def test_stock_fairseq_goes_on_from_our_checkpoint_as_if_it_had_written_it(
     assert stock.curve("loss")[40] == run.curve("loss")[40]
 
 
-def test_a_finished_run_started_again_trains_no_update_more(tmp_path, english, nodes):
+@pytest.mark.parametrize(
+    ("limit", "num_updates"),
+    [(("--max-update", "5"), 5), (("--stop-time-hours", "0.000001"), 1)],
+    ids=["updates", "time"],
+)
+def test_a_finished_run_started_again_trains_no_update_more(
+    limit, num_updates, tmp_path, english, nodes
+):
     nodes.add()
     for _ in range(2):
-        run = ray_train(
-            tmp_path, english, MASKED_LM, "--max-update", "5", address=nodes.address
-        ).finish()
-    assert [1, 2, 3, 4, 5] == list(run.samples())
+        run = ray_train(tmp_path, english, MASKED_LM, *limit, address=nodes.address).finish()
+    assert list(range(1, num_updates + 1)) == list(run.samples())
     assert 0 == run.redone()
+
+
+def test_an_iterator_without_positions_is_refused_or_begins_its_epoch_again(
+    tmp_path, english, two_nodes
+):
+    """A task of the user's own that streams its data."""
+    options = ("--user-dir", STREAMING, "--task", "streaming_masked_lm", "--max-epoch", "1")
+
+    def train(name, *more, **fields):
+        return ray_train(
+            tmp_path / name,
+            english,
+            MASKED_LM,
+            *options,
+            *more,
+            address=two_nodes.address,
+            **fields,
+        )
+
+    refused = train("no")
+    assert 1 == refused.wait()
+    assert "iterator (StreamingEpochBatchIterator) has no position" in refused.output
+    run = train("yes", "--ray-restart-epoch", pause_s=0.1)
+    run.until_update(15)
+    kill(worker_of(run.ranks()[1]["pid"]))
+    run.finish()
+    assert "epoch 1 begins again: its iterator keeps no position" in run.output

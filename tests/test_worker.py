@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_ray_plugin import worker
+from fairseq_ray_plugin import pace, worker
 
 
 class Link:
@@ -44,13 +44,15 @@ def test_progress_is_told_once_a_second_and_whenever_something_else_begins(clock
     for update in range(1, 31):
         progress.advanced(update)
         clock[0] += 0.1
+        progress.doing(pace.TRAINING)
     assert 3 == len(link.sent)
     del link.sent[:]
     for _ in range(20):
-        progress.doing("validating")
+        progress.doing(pace.VALIDATING)
         clock[0] += 0.1
-    progress.doing("training")
-    assert ["validating", "validating", "training"] == [what for _, _, what in link.sent]
+    progress.doing(pace.TRAINING)
+    expected = [pace.VALIDATING, pace.VALIDATING, pace.TRAINING]
+    assert expected == [what for _, _, what in link.sent]
 
 
 def test_other_ranks_tell_of_their_first_update_alone(clock):
