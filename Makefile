@@ -1,6 +1,7 @@
 # make roberta   pre-train a small RoBERTa on two workers, kill one, and watch it go on
 # make test      run the tests
 # make check     lint, format and types
+# make bench     measure what faults cost, side by side with others (about 1 hour, on a quiet machine)
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up
@@ -19,7 +20,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check clean
+.PHONY: roberta test check bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +34,12 @@ check: $(STAMPS)/check
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+bench: $(STAMPS)/bench
+	@rm -f benchmarks/results.jsonl
+	@$(BIN)/python benchmarks/faults.py
+	@$(BIN)/python benchmarks/update_cost.py
+	@$(BIN)/python benchmarks/same_training.py
 
 clean:
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -67,6 +74,13 @@ $(STAMPS)/test: $(STAMPS)/example
 	@$(drop-half-installed)
 	@echo "Setting up .venv: test packages (less than 1 minute) ..."
 	@$(INSTALL) -e '.[aws,example,test]'
+	@touch $@
+
+# The benchmarks use what the tests use to start runs and nodes.
+$(STAMPS)/bench: $(STAMPS)/test
+	@$(drop-half-installed)
+	@echo "Setting up .venv: benchmark packages (less than 1 minute) ..."
+	@$(INSTALL) -e '.[aws,bench,example,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.

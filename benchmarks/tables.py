@@ -13,6 +13,12 @@ NAMES = {
     "walkthrough_2019": "the 2019 script",
     "ray_train": "stock fairseq in Ray Train",
 }
+SPEED_NAMES = {
+    **NAMES,
+    "torchrun": "torchrun, alone on the machine",
+    "torchrun beside idle Ray nodes": "torchrun, beside idle Ray nodes",
+    "ours, RAY_worker_niceness=0": "fairseq-ray-train, RAY_worker_niceness=0",
+}
 FAULTS = {
     "kill-process": ("a training process is killed", "recovery_s"),
     "kill-node": ("a node is killed", "recovery_s"),
@@ -70,7 +76,7 @@ def speed(results) -> str:
         ratios = [a / b for a, b in zip(speeds, alone, strict=True)]
         text = f"{min(ratios):.3f} to {max(ratios):.3f}"
         rows.append(
-            f"| {NAMES.get(name, name)} | {statistics.median(speeds):.2f} | "
+            f"| {SPEED_NAMES[name]} | {statistics.median(speeds):.2f} | "
             f"{statistics.median(ratios):.3f} ({text}, {len(ratios)} turns) |"
         )
     return "\n".join(rows)
