@@ -199,6 +199,9 @@ def _place(s: Step, room: Mapping[str, int]) -> None:
             continue
         for _ in range(slots):
             if s.max_ranks is not None and num_workers >= s.max_ranks:
+                if not s.state.told_of_spare_room and s.max_ranks != s.config.max_workers:
+                    s.set(told_of_spare_room=True)
+                    s.log("spare", f"an update has {s.max_ranks} mini-batches, for as many workers")
                 return
             name = f"worker-{s.state.num_placed}"
             s.workers[name] = Worker(node, Standing.STARTING, s.now)

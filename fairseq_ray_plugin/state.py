@@ -63,6 +63,9 @@ class State:
     waiting: str | None = None
     """What the log last said that training waits for."""
 
+    told_of_spare_room: bool = False
+    """The log has said that there is room for more workers than have something to do."""
+
     # the state of training
 
     update: int = 0

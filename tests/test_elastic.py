@@ -143,8 +143,12 @@ def test_several_newcomers_make_one_resize():
 
 def test_no_more_ranks_than_have_something_to_do():
     cluster = Cluster(max_ranks=2)
-    placed = cluster.see(room={"a": 3})
-    assert 2 == len(placed)
+    assert 2 == len(cluster.see(room={"a": 3}))
+    assert [] == cluster.see(room={"a": 1}, after=1)
+    assert ["spare"] == [kind for kind in cluster.kinds if kind != "waiting"], "said once"
+    asked_for = Cluster(max_ranks=2, max_workers=2)
+    asked_for.see(room={"a": 3})
+    assert "spare" not in asked_for.kinds
 
 
 def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
