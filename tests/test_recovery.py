@@ -144,7 +144,7 @@ def test_a_process_without_memory_and_a_worker_that_dies_are_replaced(tmp_path, 
         FIXED,
         *("--max-epoch", "1", "--disable-validation"),
         address=two_nodes.address,
-        pause_s=0.03,
+        pause_s=0.2,
     )
     run.until_update(20)
     try:
@@ -170,8 +170,9 @@ def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_no
         tmp_path,
         english,
         FIXED,
-        *("--max-epoch", "3", "--disable-validation"),
+        *("--max-epoch", "2", "--disable-validation"),
         address=two_nodes.address,
+        pause_s=0.1,
     )
     run.until_update(20)
     two_nodes.kill(two_nodes.of(run.ranks()[0]["node"]))
@@ -184,7 +185,7 @@ def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_no
     assert 0 == run.redone()
     lost, resized = run.events("stopped")
     assert lost["cause"].startswith("LOST") and resized["cause"] == "RESIZED"
-    check_epochs(run, 3)
+    check_epochs(run, 2)
     check_nothing_left(run)
 
 
@@ -200,8 +201,9 @@ def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
             tmp_path,
             english,
             FIXED,
-            *("--max-epoch", "3", "--disable-validation"),
+            *("--max-epoch", "2", "--disable-validation"),
             address=nodes.address,
+            pause_s=0.2,
         )
         run.until_update(20)
         metadata.announce(120)
@@ -219,7 +221,7 @@ def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
         run.until_advanced(world_size=2, after=alone)
         run.finish()
     assert 0 == run.redone()
-    check_epochs(run, 3)
+    check_epochs(run, 2)
     causes = [event["cause"] for event in run.events("stopped")]
     assert ["PREEMPTED", "RESIZED", "PREEMPTED", "RESIZED"] == causes
     assert ["AWS will terminate", "the cluster drains"] == [
@@ -238,7 +240,7 @@ def test_a_node_that_stands_still_is_left_and_taken_back_when_it_goes_on(
         FIXED,
         *("--max-epoch", "2", "--disable-validation"),
         address=two_nodes.address,
-        pause_s=0.02,
+        pause_s=0.1,
     )
     run.until_update(20)
     still = two_nodes.of(run.ranks()[0]["node"])
@@ -262,7 +264,7 @@ def test_nodes_that_come_and_go_every_few_seconds_cost_no_sample(tmp_path, engli
         FIXED,
         *("--max-epoch", "2", "--disable-validation"),
         address=nodes.address,
-        pause_s=0.1,
+        pause_s=0.3,
     )
     run.until_update(5)
     generation = 1
@@ -300,7 +302,7 @@ def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
     name, tmp_path, english, two_nodes
 ):
     options = ("--max-update", "80", "--disable-validation")
-    run = ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address)
+    run = ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=0.1)
     run.until_update(20)
     kill(run.process.pid, name)
     assert {"SIGINT": 130, "SIGTERM": 143}[name] == run.wait()
@@ -343,18 +345,16 @@ def test_a_driver_that_is_killed_leaves_nothing_running_and_the_same_command_goe
 ):
     options = ("--max-update", "80", "--save-interval-updates", "20", "--disable-validation")
 
-    def train(pause_s):
-        return ray_train(
-            tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=pause_s
-        )
+    def train():
+        return ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=0.1)
 
-    run = train(pause_s=0.1)
+    run = train()
     run.until_update(30)
     pids = [rank["pid"] for rank in run.ranks()]
     run.process.kill()
     gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids], timeout=10)
     assert [] == alive
-    run = train(pause_s=0).finish()
+    run = train().finish()
     assert run.redone() < 20 + 5
     assert set(range(1, 81)) == set(run.samples())
     check_nothing_left(run)

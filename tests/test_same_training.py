@@ -61,7 +61,7 @@ def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_resizes_and
         )
 
     alone = train("one").finish()
-    disturbed = train("disturbed", pause_s=0.25)
+    disturbed = train("disturbed", pause_s=0.5)
     disturbed.until_update(3)
     nodes.add()
     nodes.add()
@@ -165,7 +165,7 @@ def test_whatever_shapes_the_batches_a_resize_repeats_and_skips_nothing(
     """A worker is lost in mid-epoch and one at the epoch's end; two are there again in between."""
     text = request.getfixturevalue("parallel" if name.startswith("fixed") else "english")
     run = ray_train(
-        tmp_path, text, SHAPES[name], "--max-epoch", "3", address=two_nodes.address, pause_s=0.1
+        tmp_path, text, SHAPES[name], "--max-epoch", "3", address=two_nodes.address, pause_s=0.3
     )
     run.until_update(10)
     kill(worker_of(run.ranks()[1]["pid"]))
@@ -221,7 +221,7 @@ def worker_of(pid):
 
 def test_without_a_fixed_batch_a_resize_repeats_and_skips_no_sample(tmp_path, english, two_nodes):
     run = ray_train(
-        tmp_path, english, MASKED_LM, "--max-epoch", "1", address=two_nodes.address, pause_s=0.1
+        tmp_path, english, MASKED_LM, "--max-epoch", "1", address=two_nodes.address, pause_s=0.3
     )
     run.until_update(15)
     two_nodes.kill(two_nodes.of(run.ranks()[1]["node"]))
@@ -292,3 +292,20 @@ def test_an_iterator_without_positions_is_refused_or_begins_its_epoch_again(
     kill(worker_of(run.ranks()[1]["pid"]))
     run.finish()
     assert "epoch 1 begins again: its iterator keeps no position" in run.output
+
+
+def test_fine_tuning_begins_at_the_first_sample_also_after_a_failure(tmp_path, english, two_nodes):
+    def train(name, *options, **fields):
+        return ray_train(
+            tmp_path / name, english, MASKED_LM, *options, address=two_nodes.address, **fields
+        ).finish()
+
+    before = train("before", "--max-update", "10")
+    run = train(
+        "after",
+        *("--finetune-from-model", before.save_dir / "checkpoint_last.pt", "--max-epoch", "1"),
+        faults=[{"rank": 1, "update": 1, "where": "begin", "what": "SIGKILL"}],
+    )
+    eaten = sorted(i for ids in run.samples().values() for i in ids)
+    assert list(range(len(eaten))) == eaten
+    assert run.losses()[0] < before.losses()[0] - 0.1
