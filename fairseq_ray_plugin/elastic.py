@@ -193,7 +193,21 @@ def _place(s: Step, room: Mapping[str, int]) -> None:
         elif worker.standing is Standing.STARTING and s.now - worker.since > PLACEMENT_LIMIT_S:
             s.log("removed", f"worker on {worker.node} did not start")
             s.remove(name)
-    num_workers = sum(worker.node not in s.state.leaving for worker in s.workers.values())
+    there = [
+        name
+        for name, worker in s.workers.items()
+        if worker.node not in s.state.leaving
+        and worker.standing is not Standing.SILENT
+        and not s.is_unheard(name, UNHEARD_S)
+    ]
+    num_workers = len(there)
+    if s.state.phase is Phase.TRAINING and s.max_ranks is not None and num_workers > s.max_ranks:
+        # one that was silent is back after another had been placed for it
+        spare = [name for name in there if name not in in_use]
+        spare.sort(key=lambda name: s.workers[name].standing is not Standing.STARTING)
+        for name in spare[: num_workers - s.max_ranks]:
+            s.remove(name)
+        num_workers = s.max_ranks
     for node, slots in sorted(room.items()):
         if node in s.state.leaving or not judgement.has_place(s.state.nodes, node, s.now):
             continue

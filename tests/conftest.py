@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -77,6 +78,14 @@ class Nodes:
             if victim.is_running():
                 victim.kill()
 
+    def kill_raylet(self, node):
+        """Ray's daemon on the node dies alone; returns what ran below it."""
+        _, *below = self.processes(node)
+        (raylet,) = (info.process for info in node.all_processes["raylet"])
+        raylet.kill()
+        raylet.wait()  # Ray's workers take a zombie to be alive
+        return below
+
     def stop(self, node):
         """The node and all that runs on it stand still, as when a machine hangs."""
         stopped = self.stopped[node] = []
@@ -113,6 +122,23 @@ class Nodes:
 
     def of(self, node_id):
         return next(node for node in self.nodes if node.node_id == node_id)
+
+
+@pytest.fixture
+def pod(head):
+    """A node as it is started in a pod: one process in the foreground, with all else below it."""
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    with subprocess.Popen(
+        [ray, "start", "--address", head.address, "--num-cpus", "1", "--block"],
+        stdout=subprocess.DEVNULL,
+    ) as pod:
+        try:
+            yield pod
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pod.pid)
+                for victim in [process, *process.children(recursive=True)]:
+                    victim.kill()
 
 
 @pytest.fixture

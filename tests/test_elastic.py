@@ -151,6 +151,26 @@ def test_no_more_ranks_than_have_something_to_do():
     assert "spare" not in asked_for.kinds
 
 
+def test_for_a_worker_that_does_not_speak_another_is_placed_and_the_one_too_many_removed():
+    cluster = Cluster(max_ranks=2)
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(cluster.report("worker-0", "raised", 10, "reset", by_peer=True))
+    cluster.see(after=stopping.SILENCE_S + 0.1, heard={"worker-1": cluster.now})
+    cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
+    (place,) = cluster.see(cluster.report("worker-0", "advanced", 11), room={"c": 1})
+    assert ("worker-2", "c") == (place.worker, place.node)
+    assert [] == cluster.see(room={"d": 1}), "one is on its way"
+    # nor does that one speak any more, while it starts
+    heard = {"worker-2": cluster.now}
+    (place,) = cluster.see(room={"d": 1}, after=UNHEARD_S + 0.1, heard=heard)
+    assert ("worker-3", "d") == (place.worker, place.node)
+    assert [] == cluster.see(Ready("worker-3"), room={"e": 1}, heard=heard)
+    (remove,) = cluster.see(Report("worker-1", 1, "held", 10), heard=heard)
+    assert protocol.Remove("worker-1") == remove
+    (hold,) = cluster.see(after=elastic.START_PATIENCE_S, heard=heard)
+    assert "worker-0" == hold.worker, "worker-3 is taken in"
+
+
 def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})

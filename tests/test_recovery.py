@@ -181,17 +181,22 @@ def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_no
     two_nodes.add()
     grown = run.until(lambda: [e for e in run.events("advanced") if e["generation"] == 3])
     assert 2 == grown[0]["world_size"]
+    below = two_nodes.kill_raylet(two_nodes.of(run.ranks()[0]["node"]))
+    run.until_advanced(world_size=1, after=3)
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert [] == alive, "what runs on a node ends with Ray's daemon there"
     run.finish()
     assert 0 == run.redone()
-    lost, resized = run.events("stopped")
-    assert lost["cause"].startswith("LOST") and resized["cause"] == "RESIZED"
+    causes = [event["cause"].partition(":")[0] for event in run.events("stopped")]
+    assert ["LOST", "RESIZED", "LOST"] == causes
     check_epochs(run, 2)
     check_nothing_left(run)
 
 
 def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
-    tmp_path, english, nodes, monkeypatch
+    tmp_path, english, nodes, monkeypatch, request
 ):
+    """A notice to a spot instance, a node that Ray drains, a pod that is told to end."""
     with MetadataServer() as metadata:
         nodes.add()
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
@@ -216,15 +221,18 @@ def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
         # it has left the node, so that Ray can take it away
         assert has_worker(nodes, nodes.nodes[0])
         run.until(lambda: not has_worker(nodes, drained))
-        kill(nodes.processes(spot)[0].pid, "SIGTERM")
-        nodes.add()
+        pod = request.getfixturevalue("pod")
         run.until_advanced(world_size=2, after=alone)
+        pod.terminate()
+        run.until_advanced(world_size=1, after=alone + 1)
+        # left, it need not wait for its deadline
+        assert pod.wait(20) is not None
         run.finish()
     assert 0 == run.redone()
     check_epochs(run, 2)
     causes = [event["cause"] for event in run.events("stopped")]
-    assert ["PREEMPTED", "RESIZED", "PREEMPTED", "RESIZED"] == causes
-    assert ["AWS will terminate", "the cluster drains"] == [
+    assert ["PREEMPTED", "RESIZED", "PREEMPTED", "RESIZED", "PREEMPTED"] == causes
+    assert ["AWS will terminate", "the cluster drains", "the cluster drains"] == [
         next(text for text in ("AWS will terminate", "the cluster drains") if text in e["cause"])
         for e in run.events("notice")
     ]
