@@ -103,7 +103,10 @@ class Slot:
         end.close()
         self.server.send(
             forkserver.Preload(
-                working_dir=job.working_dir, python_path=job.python_path, user_dir=self.user_dir
+                cfg=job.cfg,
+                working_dir=job.working_dir,
+                python_path=job.python_path,
+                user_dir=self.user_dir,
             )
         )
         asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
@@ -178,7 +181,7 @@ class Slot:
         self.link, end = Pipe()
         self.answered = False
         listener = self.listener if rank == 0 and world_size > 1 else None
-        self.server.send(("fork", (self.job.cfg, assignment), listener is not None))
+        self.server.send(("fork", assignment, listener is not None))
         send_handle(self.server, end.fileno(), None)
         end.close()
         if listener is not None:

@@ -1,6 +1,7 @@
 """The commands as a user gives them."""
 
 import asyncio
+import pickle
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import data
 import pytest
+from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
@@ -132,7 +134,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
     async def prepare():
         job = Job(
             run_id="test",
-            cfg=b"",
+            cfg=pickle.dumps(OmegaConf.create()),
             groups=None,
             restart_epoch=False,
             snapshot_updates=None,
