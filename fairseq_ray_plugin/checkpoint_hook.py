@@ -57,7 +57,7 @@ class StateKeeper:
 
     Args:
         rank, world_size: of this generation.
-        on_boundary: called with the number of updates at every boundary.
+        on_boundary: called with the number of updates after each one completed.
         on_doing: called with what comes next, or still goes on (see pace.py).
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
@@ -301,8 +301,11 @@ def _record_boundaries(keeper: StateKeeper) -> None:
         elastic = isinstance(itr, ElasticEpochBatchIterator)
         state = itr.position_state() if elastic else itr.state_dict()
         before = Boundary(update, state, _best(), _early_stop(), pending=elastic or not end)
+        # neither after catching up nor where --fp16 skipped an update
+        is_further = keeper.boundary is None or update > keeper.boundary.update
         keeper.record(before)
-        keeper.on_boundary(update)
+        if is_further:
+            keeper.on_boundary(update)
         losses, should_stop = original(cfg, trainer, task, itr, subsets, end)
         if keeper.rank == 0:  # the others cannot know whether rank 0 got its checkpoint written
             step = (itr.epoch, losses[0]) if end else None

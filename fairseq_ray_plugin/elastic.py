@@ -123,7 +123,8 @@ _TELL_UPDATE = ("advanced", "checkpoint", "held", "raised", "finished")
 def _hear_report(s: Step, report: Report) -> None:
     name, node = report.worker, s.workers[report.worker].node
     if report.update is not None and report.kind in _TELL_UPDATE:
-        s.set(update=max(s.state.update, report.update))
+        strikes = s.state.strikes.after(report.update)
+        s.set(update=max(s.state.update, report.update), strikes=strikes)
     match report.kind:
         case "running":
             s.set_worker(name, pid=report.pid)
@@ -174,7 +175,6 @@ def _hear_report(s: Step, report: Report) -> None:
 
 def _advanced(s: Step, report: Report) -> None:
     state = s.state
-    s.set(strikes=state.strikes.after(report.update or 0))
     if report.worker == state.ranks[0]:
         s.set(pace=state.pace.sign(s.now, pace.TRAINING))
     if not state.advanced:

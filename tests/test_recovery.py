@@ -133,6 +133,10 @@ def test_two_processes_that_die_at_once_cost_no_more_than_one_and_all_cost_no_ch
     ).finish()
     assert {3} == {event["world_size"] for event in run.events("started")}
     assert 6 == run.redone(), "back to the snapshot after update 40"
+    started, advanced = (run.events(kind)[1]["update"] for kind in ("started", "advanced"))
+    assert advanced > started, (
+        "a generation has advanced when it has completed an update of its own"
+    )
     assert set(run.samples()) == set(range(1, 61))
     check_nothing_left(run)
 

@@ -4,7 +4,8 @@ FAIRSEQ_RECORD names a folder; each training process appends two lines per updat
 FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
 making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
 signal that the process sends itself, "raise", "hang" (a deadlock), or "nan" (in a parameter). A
-file `fired_N` shows that fault N happened.
+file `fired_N` shows that fault N happened. Faults at the same update happen together, or the first
+would stop the other ranks before theirs.
 FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to disturb a run on
 a machine of any speed; until a file `hurry` is in the folder.
 """
@@ -39,6 +40,11 @@ def fail_if_asked(where, update, trainer=None):
         ) and (fault.get("always") or not os.path.exists(marker)):
             with open(marker, "a") as file:
                 file.write(f"{time.time()}\n")
+            for other, same in enumerate(FAULTS):
+                while same["update"] == update and not os.path.exists(
+                    os.path.join(FOLDER, f"fired_{other}")
+                ):
+                    time.sleep(0.001)
             match fault["what"]:
                 case "raise":
                     raise ValueError(f"the model is broken at update {update}")
