@@ -321,7 +321,7 @@ def _record_boundaries(keeper: StateKeeper) -> None:
     def train(original: Any, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
         if keeper.catch_up:
             keeper.catch_up = False
-            losses, should_stop, end = _catch_up(cfg, trainer, task, epoch_itr)
+            losses, should_stop, end = _catch_up(keeper, cfg, trainer, task, epoch_itr)
             if should_stop or end:
                 return losses, should_stop
         if _is_over(cfg, trainer):
@@ -340,7 +340,9 @@ def _is_over(cfg: Any, trainer: Any) -> bool:
     )
 
 
-def _catch_up(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[Any, bool, bool]:
+def _catch_up(
+    keeper: StateKeeper, cfg: Any, trainer: Any, task: Any, epoch_itr: Any
+) -> tuple[Any, bool, bool]:
     """The validation and checkpoint that the last generation did not get to."""
     shuffle = epoch_itr.next_epoch_idx > cfg.dataset.curriculum
     itr = epoch_itr.next_epoch_itr(
@@ -351,6 +353,7 @@ def _catch_up(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[Any, b
     losses, should_stop = fairseq_cli.train.validate_and_save(
         cfg, trainer, task, epoch_itr, subsets, end
     )
+    keeper.on_doing(pace.LOADING)  # still: a generation's first update takes longer
     if not end:
         epoch_itr._next_epoch_itr = itr
     return losses, should_stop, end

@@ -146,25 +146,27 @@ class _Link:
 class _Progress:
     """Tells what this rank is doing, and that it gets on: no more than once a second.
 
-    All ranks tell of their first boundary, rank 0 alone of all else: where one rank does not get
+    All ranks tell of their first update, rank 0 alone of all else: where one rank does not get
     on, none does.
     """
 
     def __init__(self, link: _Link, rank: int) -> None:
         self.link, self.rank = link, rank
-        self._doing = ""
+        self._has_advanced = False
+        self._doing = pace.LOADING
         self._told = -math.inf
 
     def advanced(self, update: int) -> None:
         """An update has been completed; training goes on."""
-        if self._told < 0 or self._is_due(pace.TRAINING):
+        if not self._has_advanced or self._is_due(pace.TRAINING):
+            self._has_advanced = True
             self._told = time.monotonic()
             self._doing = pace.TRAINING
             self.link.send("advanced", update)
 
     def doing(self, what: str) -> None:
         """What comes next, or still goes on."""
-        if self._told >= 0 and self._is_due(what):
+        if self._is_due(what):
             self._told = time.monotonic()
             self._doing = what
             self.link.send("doing", None, what)

@@ -65,6 +65,16 @@ def test_other_ranks_tell_of_their_first_update_alone(clock):
     assert [("advanced", 1)] == link.sent
 
 
+def test_a_validation_caught_up_with_is_told_and_the_first_update_after_it_at_once(clock):
+    link = Link()
+    progress = worker._Progress(link, rank=0)
+    for what in (pace.VALIDATING, pace.LOADING):
+        progress.doing(what)
+    progress.advanced(41)
+    assert [pace.VALIDATING, pace.LOADING] == [what for _, _, what in link.sent[:2]]
+    assert [("advanced", 41)] == link.sent[2:]
+
+
 class Keeper:
     """A keeper whose states take two seconds to save."""
 
