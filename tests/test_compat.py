@@ -18,7 +18,7 @@ from data import environment
 
 from fairseq_ray_plugin import compat
 
-PACKAGE = Path(compat.__file__).parent
+PACKAGE = Path(compat.__file__).parent.parent
 
 
 # The checks: each uses fairseq's own code and raises what fairseq raises.

@@ -1,0 +1,79 @@
+"""What Python, torch and numpy have changed since fairseq 0.12.2."""
+
+import dataclasses
+import functools
+import inspect
+import types
+from typing import Any
+
+from fairseq_ray_plugin.compat.modules import Overlay
+
+_OLD_PACKAGES = ("fairseq", "fairseq_cli", "hydra")
+
+
+def allow_dataclass_instances_as_defaults() -> None:
+    """Dataclasses of fairseq and hydra may have another dataclass's instance as a default.
+
+    Python 3.11, the oldest this package takes, refuses a default that it cannot hash ("mutable
+    default ... use default_factory"): all those of fairseq/dataclass/configs.py:1014 and of hydra
+    1.0's conf/__init__.py. A factory would not do, fairseq reads the defaults back
+    (dataclass/initialize.py:22); so their classes are made hashable. So are classes derived from
+    theirs: users' configurations do the same.
+    """
+    original = dataclasses.dataclass
+
+    def is_old(cls: type) -> bool:
+        return any(base.__module__.split(".")[0] in _OLD_PACKAGES for base in cls.__mro__)
+
+    @functools.wraps(original)
+    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
+        if cls is None:
+            return functools.partial(dataclass, **options)
+        if is_old(cls) and not options.get("frozen") and "__hash__" not in cls.__dict__:
+            options.setdefault("unsafe_hash", True)
+        return original(cls, **options)
+
+    dataclasses.dataclass = dataclass
+
+
+def load_checkpoints_whole(module: Any) -> None:
+    """fairseq's own ``torch.load`` reads its checkpoints, which hold more than tensors.
+
+    torch >= 2.6 reads only weights by default; fairseq keeps argparse.Namespace, DictConfig and
+    numpy numbers beside them (checkpoint_utils.py:315 and 878; distributed/utils.py:770, where
+    ranks > 0 get what rank 0 has loaded). Reading a whole checkpoint can run code from it: as
+    ever with fairseq, load only checkpoints you trust. ``torch.load`` itself is left as it is.
+    """
+    torch = module.torch
+
+    @functools.wraps(torch.load)
+    def load(*args: Any, **options: Any) -> Any:
+        options.setdefault("weights_only", False)
+        return torch.load(*args, **options)
+
+    module.torch = Overlay(torch, load=load)
+
+
+def restore_numpy_names(module: Any) -> None:
+    """What numpy has dropped still exists in the fairseq modules that use it.
+
+    ``np.compat.long``, until numpy 2.0: data/token_block_dataset.py:125 (masked_lm, break mode
+    eos) and data/language_pair_dataset.py:292 (--num-batch-buckets). ``np.int`` and ``np.float``,
+    until numpy 1.24: data/data_utils.py:488 (span masks), modules/dynamic_crf_layer.py:108.
+    ``np.percentile(interpolation=)``, until numpy 2.4: data/data_utils.py:556 (batch buckets).
+    """
+    numpy = module.np
+
+    @functools.wraps(numpy.percentile)
+    def percentile(*args: Any, **options: Any) -> Any:
+        if "interpolation" in options:
+            options["method"] = options.pop("interpolation")
+        return numpy.percentile(*args, **options)
+
+    old_names = {"compat": types.SimpleNamespace(long=int), "int": int, "float": float}
+    # The names are looked up in __dict__: old numpys warn when one asks for them by hasattr.
+    missing = {name: old for name, old in old_names.items() if name not in numpy.__dict__}
+    if "interpolation" not in inspect.signature(numpy.percentile).parameters:
+        missing["percentile"] = percentile
+    if missing:
+        module.np = Overlay(numpy, **missing)
