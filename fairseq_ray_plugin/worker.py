@@ -30,7 +30,8 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
 from fairseq_ray_plugin import pace, train_iterator
-from fairseq_ray_plugin.checkpoint_hook import StateKeeper, add_checkpoint_hook
+from fairseq_ray_plugin.boundary import StateKeeper
+from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 
 logger = logging.getLogger(__name__)
 
