@@ -24,6 +24,8 @@ from omegaconf import open_dict
 from fairseq_ray_plugin import exact, pace, train_iterator
 from fairseq_ray_plugin.batching import Layout
 from fairseq_ray_plugin.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.options import last_checkpoint
+from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
 
 
@@ -78,7 +80,7 @@ def _deal_mini_batches(
         )
         if by_world_size:
             if not restart_epoch:
-                raise ValueError(
+                raise Refused(
                     f"the training data's iterator ({type(iterator).__name__}) has no position "
                     "that holds at another number of workers: pass --ray-restart-epoch"
                 )
@@ -216,8 +218,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         written.clear()
         result = original(cfg, trainer, epoch_itr, val_loss)
         if written and keeper.rank == 0:
-            last = f"checkpoint_last{trainer.checkpoint_suffix}.pt"
-            path = written[0] if cfg.no_last_checkpoints else os.path.join(cfg.save_dir, last)
+            path = written[0] if cfg.no_last_checkpoints else last_checkpoint(cfg)
             keeper.on_checkpoint(path, trainer.get_num_updates())
         return result
 
@@ -279,8 +280,20 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
         return train_iterator.add_position(original(*args, **kwargs))
 
     @_patch(Trainer, "load_checkpoint")
-    def load_state(original: Any, trainer: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+    def load_state(
+        original: Any,
+        trainer: Any,
+        filename: str,
+        reset_optimizer: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Rank 0 says which file: the others may not see the folder it is in."""
+        if restore is not None:
+            # neither with a --checkpoint-suffix nor read by every rank: one node alone has it
+            filename = restore
+            with open_dict(trainer.cfg):
+                trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
         choice = [newest_whole_checkpoint(filename) if keeper.rank == 0 else None]
         if restore is not None and keeper.rank == 0 and choice[0] is None:
             raise FileNotFoundError(f"{restore} is gone: training cannot go on from it")
@@ -289,9 +302,33 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
         isfile = PathManager.isfile
         try:
             PathManager.isfile = staticmethod(lambda path: choice[0] is not None)
-            return original(trainer, choice[0] or filename, *args, **kwargs)
+            path = choice[0] or filename
+            extra_state = original(trainer, path, reset_optimizer, *args, **kwargs)
         finally:
             PathManager.isfile = staticmethod(isfile)
+        if not reset_optimizer:
+            _refuse_lost_optimizer(trainer, path, restore)
+        return extra_state
+
+
+def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None:
+    """Without the optimizer's state the updates begin at 0 again, in the middle of the data.
+
+    A model to begin with (--restore-file) may come without it, as ever with fairseq.
+    """
+    history = trainer._optim_history
+    updates = history[-1].get("num_updates", 0) if history else 0
+    if trainer.get_num_updates() >= updates:
+        return
+    if path in (restore, last_checkpoint(trainer.cfg.checkpoint)):
+        raise Refused(
+            f"{path} has no optimizer state (--no-save-optimizer-state), so training cannot go on "
+            f"from its update {updates}: start in another --save-dir, or begin anew with its "
+            "parameters by --reset-optimizer"
+        )
+    fairseq_cli.train.logger.warning(
+        f"{path} has no optimizer state: the optimizer and the count of updates begin anew"
+    )
 
 
 def newest_whole_checkpoint(path: str) -> str | None:
