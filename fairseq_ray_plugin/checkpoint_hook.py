@@ -18,13 +18,13 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import exact, pace, train_iterator
+from fairseq_ray_plugin import agreement, exact, pace, train_iterator
 from fairseq_ray_plugin.boundary import EXTRA, Boundary, StateKeeper, extra
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.data_hook import DataHistory
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
-from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
+from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator, order_of
 
 
 def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
@@ -51,6 +51,9 @@ def _best() -> float | None:
 
 
 def _record_boundaries(keeper: StateKeeper) -> None:
+    agreed: list[int] = []
+    """The update after which all ranks of this generation agreed: its first one."""
+
     @patch(fairseq_cli.train, "validate_and_save")
     def validate_and_save(
         original: Any, cfg: Any, trainer: Any, task: Any, itr: Any, subsets: Any, end: bool
@@ -61,6 +64,9 @@ def _record_boundaries(keeper: StateKeeper) -> None:
         before = Boundary(update, state, _best(), _early_stop(), pending=elastic or not end)
         # neither after catching up nor where --fp16 skipped an update
         is_further = keeper.boundary is None or update > keeper.boundary.update
+        if is_further and not agreed:
+            agreed.append(update)
+            agreement.check(trainer, order_of(itr))
         keeper.record(before)
         if is_further:
             keeper.on_boundary(update)
@@ -153,6 +159,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     def save_checkpoint(
         original: Any, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any
     ) -> Any:
+        agreement.check(trainer, order_of(epoch_itr))
         written.clear()
         result = original(cfg, trainer, epoch_itr, val_loss)
         if written and keeper.rank == 0:

@@ -169,6 +169,11 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
         logger.warning("epoch %s begins again: %s", self.epoch, change)
 
 
+def order_of(iterator: Any) -> str:
+    """The fingerprint of an iterator's order; "" where it has none."""
+    return iterator._order if isinstance(iterator, ElasticEpochBatchIterator) else ""
+
+
 WORLD_SIZE = "world_size"
 """Key of the world size at which a checkpoint was written, put there when it is loaded."""
 

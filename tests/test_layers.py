@@ -27,6 +27,7 @@ ORDER = (
     "noise",
     "train_iterator",
     "data_hook",
+    "agreement",
     "exact",
     "boundary",
     "checkpoint_hook",
