@@ -4,6 +4,7 @@ What is patched is patched at import, so trainers are run in child processes: th
 program, does what is asked of it with fairseq's own ``Trainer``, as it is or as we have it.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -34,11 +35,10 @@ VARIANTS = {
 # what the child processes do
 
 
-def trainer_of(variant, text):
-    """A trainer, and the mini-batches that it is to be fed with."""
-    from fairseq import options, tasks
+@functools.cache
+def configuration(variant, text):
+    from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-    from fairseq.trainer import Trainer
 
     arguments = [
         *(text, *data.MASKED_LM, "--train-subset", "valid", "--weight-decay", "0.1"),
@@ -47,9 +47,17 @@ def trainer_of(variant, text):
     if "sgd" in arguments:
         arguments.remove("--adam-betas")
         arguments.remove("(0.9, 0.98)")
-    cfg = convert_namespace_to_omegaconf(
+    return convert_namespace_to_omegaconf(
         options.parse_args_and_arch(options.get_training_parser(), arguments)
     )
+
+
+def trainer_of(variant, text):
+    """A trainer, and the mini-batches that it is to be fed with."""
+    from fairseq import tasks
+    from fairseq.trainer import Trainer
+
+    cfg = configuration(variant, text)
     torch.manual_seed(1)
     task = tasks.setup_task(cfg.task)
     task.load_dataset("valid")
