@@ -120,6 +120,13 @@ def count_parameters():
     print(sum(parameter.numel() for parameter in model.parameters()))
 
 
+def compile_to_torchscript():
+    from test_compat import encoder_layer
+
+    layer, x = encoder_layer().eval(), torch.randn(3, 2, 16)
+    torch.testing.assert_close(torch.jit.script(layer)(x, None), layer(x, None))
+
+
 def child(what, *arguments, stock=False):
     command = [sys.executable, __file__, what, "stock" if stock else "ours", *map(str, arguments)]
     process = subprocess.run(command, env=data.environment(), capture_output=True, text=True)
@@ -211,6 +218,10 @@ def trained(state):
 def test_roberta_large_has_355_million_parameters_not_657():
     assert 355 == int(child("count_parameters")) // 10**6
     assert 657 == int(child("count_parameters", stock=True)) // 10**6
+
+
+def test_layers_compile_to_torchscript():
+    child("compile_to_torchscript")
 
 
 def main(what, whose, *arguments):

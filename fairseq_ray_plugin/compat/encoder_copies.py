@@ -41,8 +41,9 @@ def _build_without_copies(layer: Any) -> None:
     def build_without_copies(self: Any, *args: Any, **options: Any) -> None:
         build(self, *args, **options)
         copies = {name: self._parameters[name] for name in ORIGINALS if name in self._parameters}
-        for name in copies:
+        for name, copy in copies.items():
             delattr(self, name)
+            setattr(self, name, copy.data.new_empty(0))  # TorchScript compiles the fast path, too
         self.removed_copies = {name: copy.numel() for name, copy in copies.items()}
         self.can_use_fastpath = False
 
