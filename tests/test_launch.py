@@ -110,7 +110,6 @@ def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
             *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=6"),
             *("common.cpu=true", "common.log_format=json", "common.log_interval=1"),
             *("dataset.disable_validation=true", f"checkpoint.save_dir={tmp_path / 'save'}"),
-            *("distributed_training.ddp_backend=legacy_ddp",),
         ],
     ).finish()
     assert {"16"} == {size for (size,) in run.curve("bsz").values()}
