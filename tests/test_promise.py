@@ -117,13 +117,13 @@ def test_ranks_that_drift_apart_end_the_run_before_a_checkpoint_is_written(
 
 def test_data_that_is_ordered_by_the_clock_is_refused(tmp_path, english, nodes):
     options = (
-        *(*MASKED_LM, "--user-dir", CLOCKWORK, "--task", "clockwork_masked_lm"),
+        *("--user-dir", CLOCKWORK, "--task", "clockwork_masked_lm"),
         *("--max-epoch", "1", "--save-interval-updates", "10"),
     )
 
     def train(name, *more):
         folder, address = tmp_path / name, nodes.address
-        return ray_train(folder, english, options, *more, address=address)
+        return ray_train(folder, english, MASKED_LM, *options, *more, address=address)
 
     nodes.add()
     assert 0 == train("alone", "--max-update", "10").wait()
