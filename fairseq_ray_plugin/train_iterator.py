@@ -69,10 +69,11 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
         iterator._layout_of, iterator._choice_of = layout_of, choice_of
         iterator.loaded_in, iterator._restart_epoch = loaded_in, restart_epoch
         iterator.skip_remainder_batch = False  # the layout leaves the remainder out
-        if choice_of is not None:
-            # loader processes that live on keep the first epoch's noise (masks): a restart,
-            # which starts new ones, would change the training
+        if layout_of(1).fixed:
+            # data sets in loader processes that live on do not hear of the epochs, so their masks
+            # are the first one's: a restart, which starts new ones, would change the training
             iterator.reuse_dataloader = False
+        if choice_of is not None:
             if iterator.num_workers == 0:
                 # a thread that makes batches ahead would draw from the generators of the model
                 iterator.buffer_size = 0
