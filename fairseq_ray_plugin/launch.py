@@ -137,8 +137,11 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     Args:
         cfg: fairseq's configuration (FairseqConfig), as `fairseq-train` would use it.
     """
+    from fairseq_ray_plugin.compat import defects
+
     config = dataclasses.replace(config, cpu=cfg.common.cpu)
     try:
+        defects.check_libnat(cfg)
         groups = None
         if config.fix_batch_size is not None:
             groups = mini_batches_per_update(
