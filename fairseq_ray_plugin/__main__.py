@@ -42,6 +42,7 @@ def main() -> int | None:
         tools = ", ".join(TOOLS)
         print(f"fairseq_ray_plugin: no tool {tool!r}; the tools are {tools}, run", file=sys.stderr)
         return 2
+    compat.require_fairseq()
     sys.argv = ["fairseq-" + module.replace("_", "-"), *sys.argv[2:]]
     return importlib.import_module(f"fairseq_cli.{module}").cli_main()
 

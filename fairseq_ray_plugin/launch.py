@@ -30,6 +30,7 @@ def cli_main() -> None:
     """The command `fairseq-ray-train`: every option of `fairseq-train`, and our own."""
     from fairseq_ray_plugin import compat
 
+    compat.require_fairseq()
     compat.apply()
     import fairseq_cli.train
 
@@ -41,6 +42,7 @@ def hydra_cli_main() -> None:
     """The command `fairseq-ray-hydra-train`: our options first, then what hydra takes."""
     from fairseq_ray_plugin import compat
 
+    compat.require_fairseq()
     compat.apply()
     import fairseq_cli.hydra_train
 

@@ -197,6 +197,15 @@ def test_two_processes_train_and_resume_with_either_ddp(translation_data, tmp_pa
     assert [4, 5] == updates(log)
 
 
+def test_without_fairseq_there_is_one_line_that_says_how_to_get_it():
+    # -S: nothing that pip has installed can be imported
+    command = [sys.executable, "-S", "-m", "fairseq_ray_plugin", "train"]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert 2 == process.returncode
+    assert "no fairseq is installed here" in process.stderr
+    assert 1 == process.stderr.count("\n")
+
+
 def test_an_unknown_tool_is_one_line_and_exit_status_2():
     command = [sys.executable, "-m", "fairseq_ray_plugin", "translate"]
     process = subprocess.run(command, env=environment(), capture_output=True, text=True)

@@ -8,6 +8,7 @@ those of fairseq 0.12.2.
 """
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -66,6 +67,18 @@ def apply_in_new_processes(module: Any) -> None:
         return {**original(name), "compat": _Apply()}
 
     module.get_preparation_data = get_preparation_data
+
+
+def require_fairseq() -> None:
+    """The program ends in one line where there is no fairseq."""
+    if importlib.util.find_spec("fairseq") is None:
+        command = os.path.basename(sys.argv[0])
+        print(
+            f"{command}: error: no fairseq is installed here: install your own, "
+            "or stock fairseq with pip install '.[fairseq]' in this package's checkout",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
