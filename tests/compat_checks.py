@@ -86,6 +86,31 @@ def check_numpy_names_in_span_masks() -> None:
     assert mask.any()
 
 
+def check_span_masks() -> None:
+    import numpy
+    from fairseq.data.data_utils import compute_mask_indices
+
+    masks = []
+    for _ in range(2):
+        numpy.random.seed(1)
+        masks.append(compute_mask_indices((2, 50), None, 0.5, 5, "uniform", 1, min_masks=1))
+    assert (masks[0] == masks[1]).all()
+
+
+def check_torchrun() -> None:
+    import torch
+    from fairseq.dataclass.configs import DistributedTrainingConfig
+    from fairseq.distributed import utils
+
+    if torch.cuda.is_available():
+        return
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", WORLD_SIZE="2", RANK="1")
+    config = DistributedTrainingConfig()
+    config.tpu, config.distributed_world_size = False, 1
+    utils.infer_init_method(config)
+    assert (2, 1) == (config.distributed_world_size, config.distributed_rank)
+
+
 def check_numpy_names_in_the_dynamic_crf() -> None:
     import torch
     from fairseq.modules import DynamicCRF
@@ -290,7 +315,7 @@ def alone() -> Any:
     return torch.distributed.group.WORLD
 
 
-EXPECTED_WITHOUT_PATCH = {
+EXPECTED_WITHOUT_PATCH: dict[str, str | None] = {
     "torch_load_of_a_checkpoint": "Weights only load failed",
     "torch_load_of_a_broadcast_object": "Weights only load failed",
     "numpy_names_in_token_blocks": "no attribute 'compat'",
@@ -314,10 +339,15 @@ EXPECTED_WITHOUT_PATCH = {
     "fp16_on_cpu": "CUDA",
     "spectral_norm": "out_proj.weight",
     "libnat": "no attribute 'common'",
+    "span_masks": None,
+    "torchrun": None,
     "user_dir_by_name": "FileNotFoundError",
     "user_dir_by_link": "not globally unique",
 }
-"""What each check fails with where its patch is left out, with the versions that are pinned."""
+"""What each check fails with where its patch is left out, with the versions that are pinned.
+
+None: it fails with fairseq main alone (see docs/forks.md).
+"""
 
 
 def make_all_checks(skip: list[str]) -> None:

@@ -42,7 +42,9 @@ def test_fairseq_code_works_with_its_patch(check, patched):
     assert "ok" == patched[check]
 
 
-@pytest.mark.parametrize("check", EXPECTED_WITHOUT_PATCH)
+@pytest.mark.parametrize(
+    "check", [check for check, error in EXPECTED_WITHOUT_PATCH.items() if error]
+)
 def test_fairseq_code_fails_without_its_patch(check, unpatched):
     assert EXPECTED_WITHOUT_PATCH[check] in unpatched[check]
 

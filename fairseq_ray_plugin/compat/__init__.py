@@ -110,6 +110,8 @@ PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     ),
     "without_dataclass": (defects.configure_what_has_no_dataclass, ("fairseq.dataclass.utils",)),
     "lists_of_words": (defects.read_lists_of_words, ("fairseq.dataclass.utils",)),
+    "span_masks": (defects.draw_masks_by_the_seed_of_the_run, ("fairseq.data.data_utils",)),
+    "torchrun": (defects.let_torchrun_train_on_cpu, ("fairseq.distributed.utils",)),
     "bf16": (defects.train_in_bfloat16_without_a_tpu, ("fairseq.options",)),
     "fp16_on_cpu": (defects.flatten_16_bit_parameters_on_cpu, ("fairseq.optim.fp16_optimizer",)),
     "spectral_norm": (

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from fairseq_ray_plugin.compat.modules import Overlay
+
 
 def _fairseq_older_than(major: int, minor: int) -> bool:
     version = sys.modules["fairseq"].__version__.split(".")
@@ -114,6 +116,51 @@ def let_denoising_define_its_options(module: Any) -> None:
             original(parser.add_argument_group(task.__name__, conflict_handler="resolve"))
 
         task.add_args = staticmethod(add_args)
+
+
+def draw_masks_by_the_seed_of_the_run(module: Any) -> None:
+    """Masks of spans depend on the run's seed, and can be of varying length, with fairseq main.
+
+    Its data/data_utils.py:459 has a generator of its own, seeded by the system where the caller
+    has no seed for it (wav2vec 2.0, HuBERT): no run would be like another. And lines 489 and 511
+    call a name that such generators do not have. In 0.12.2 all is drawn from ``np.random``.
+    """
+    if "default_rng" not in module.compute_mask_indices.__code__.co_names:
+        return
+    random = module.np.random
+
+    class Generator(random.Generator):  # type: ignore[name-defined, misc]
+        randint = random.Generator.integers
+
+    def default_rng(seed: int | None = None) -> Any:
+        seed = random.randint(2**32) if seed is None else seed
+        return Generator(random.default_rng(seed).bit_generator)
+
+    module.np = Overlay(module.np, random=Overlay(random, default_rng=default_rng))
+
+
+def let_torchrun_train_on_cpu(module: Any) -> None:
+    """torchrun's processes train together on a machine without a GPU, with fairseq main.
+
+    Its distributed/utils.py:54 takes the default, one process for each GPU but at least one, for
+    the world size, so that each process trains alone; and line 91 divides by the number of GPUs.
+    """
+    original = module.infer_init_method
+
+    @functools.wraps(original)
+    def infer_init_method(cfg: Any, force_distributed: bool = False) -> None:
+        names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+        by_torchrun = all(name in os.environ for name in names)
+        asked = cfg.distributed_init_method is not None or cfg.tpu
+        if by_torchrun and not asked and not module.torch.cuda.is_available():
+            cfg.distributed_init_method = "env://"
+            cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+            cfg.distributed_rank = int(os.environ["RANK"])
+            cfg.distributed_no_spawn = True
+        else:
+            original(cfg, force_distributed)
+
+    module.infer_init_method = infer_init_method
 
 
 def keep_arguments_of_bart_translation(module: Any) -> None:
