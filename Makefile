@@ -67,20 +67,20 @@ $(STAMPS)/example: setup.cfg pyproject.toml $(STAMPS)/torch
 	@$(require-compiler)
 	@$(drop-half-installed)
 	@echo "Setting up .venv: fairseq, Ray and this package (1 to 2 minutes) ..."
-	@$(INSTALL) -e '.[example]'
+	@$(INSTALL) -e '.[example,fairseq]'
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/example
 	@$(drop-half-installed)
 	@echo "Setting up .venv: test packages (less than 1 minute) ..."
-	@$(INSTALL) -e '.[aws,example,test]'
+	@$(INSTALL) -e '.[aws,example,fairseq,test]'
 	@touch $@
 
 # The benchmarks use what the tests use to start runs and nodes.
 $(STAMPS)/bench: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: benchmark packages (less than 1 minute) ..."
-	@$(INSTALL) -e '.[aws,bench,example,test]'
+	@$(INSTALL) -e '.[aws,bench,example,fairseq,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.
