@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
-from fairseq_ray_plugin.compat import defects, encoder_copies, versions
+from fairseq_ray_plugin.compat import arguments, defects, encoder_copies, versions
 from fairseq_ray_plugin.compat.modules import PatchingFinder
 
 
@@ -106,16 +106,16 @@ PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "hydra_errors": (versions.show_errors_of_hydra_runs, ("hydra._internal.utils",)),
     "huffman": (versions.find_the_last_bit, ("fairseq.data.huffman.huffman_coder",)),
     "sacrebleu": (versions.score_open_files, ("sacrebleu",)),
-    "denoising": (defects.let_denoising_define_its_options, ("fairseq.tasks.denoising",)),
+    "denoising": (arguments.let_denoising_define_its_options, ("fairseq.tasks.denoising",)),
     "bart_translation": (
         defects.keep_arguments_of_bart_translation,
         ("fairseq.tasks.translation_from_pretrained_bart",),
     ),
-    "without_dataclass": (defects.configure_what_has_no_dataclass, ("fairseq.dataclass.utils",)),
-    "lists_of_words": (defects.read_lists_of_words, ("fairseq.dataclass.utils",)),
+    "without_dataclass": (arguments.configure_what_has_no_dataclass, ("fairseq.dataclass.utils",)),
+    "lists_of_words": (arguments.read_lists_of_words, ("fairseq.dataclass.utils",)),
     "span_masks": (defects.draw_masks_by_the_seed_of_the_run, ("fairseq.data.data_utils",)),
     "torchrun": (defects.let_torchrun_train_on_cpu, ("fairseq.distributed.utils",)),
-    "bf16": (defects.train_in_bfloat16_without_a_tpu, ("fairseq.options",)),
+    "bf16": (arguments.train_in_bfloat16_without_a_tpu, ("fairseq.options",)),
     "fp16_on_cpu": (defects.flatten_16_bit_parameters_on_cpu, ("fairseq.optim.fp16_optimizer",)),
     "spectral_norm": (
         defects.load_heads_with_spectral_norm,
