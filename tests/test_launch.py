@@ -142,7 +142,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             python_path=(),
             user_dir=str(package),
             user_dir_zip=packed,
-            save_dir=str(tmp_path),
+            last_checkpoint=str(tmp_path / "checkpoint_last.pt"),
             environment={},
         )
         worker = SlotOfThisMachine(job)
