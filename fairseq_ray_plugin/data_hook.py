@@ -39,11 +39,13 @@ class DataHistory:
         self._resumes = None
         before = task.datasets.get(subset)
         iterator = make(trainer, first, load_dataset=load, **options)
-        if task.datasets.get(subset) is not before:
+        dataset = task.datasets.get(subset)
+        if dataset is not before:
             self.loaded_in = first
-        for since in range(first + 1, epoch + 1):
-            task.dataset(subset).set_epoch(since)
         if first < epoch:
+            for since in range(first + 1, epoch + 1):
+                if hasattr(dataset, "set_epoch"):
+                    dataset.set_epoch(since)
             iterator = make(trainer, epoch, load_dataset=False, **options)
         return iterator
 

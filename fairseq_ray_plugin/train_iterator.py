@@ -199,6 +199,8 @@ def restart_epoch_on_resize(iterator: Any, world_size: int, loaded_in: int) -> N
 
     One that streams keeps no position at all: fairseq begins its epoch again at every start.
     """
+    if "load_state_dict" in vars(iterator):
+        return  # one that fairseq keeps over epochs does so already
     load_state_dict, state_dict_of = iterator.load_state_dict, iterator.state_dict
 
     def load(state_dict: Mapping[str, Any]) -> None:
