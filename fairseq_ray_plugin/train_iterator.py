@@ -73,6 +73,9 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
             # data sets in loader processes that live on do not hear of the epochs, so their masks
             # are the first one's: a restart, which starts new ones, would change the training
             iterator.reuse_dataloader = False
+            # not every data set knows that nothing makes an empty batch
+            collate = iterator.collate_fn
+            iterator.collate_fn = lambda samples: collate(samples) if samples else {}
         if choice_of is not None:
             if iterator.num_workers == 0:
                 # a thread that makes batches ahead would draw from the generators of the model

@@ -242,6 +242,15 @@ def check_denoising() -> None:
     assert 1024 == parsed("--task", "denoising", "--arch", "bart_base").max_source_positions
 
 
+def check_legacy_masked_lm() -> None:
+    from fairseq.data import Dictionary
+    from fairseq.tasks.legacy_masked_lm import LegacyMaskedLMTask
+
+    args = argparse.Namespace(data="/", seed=1, dataset_impl=None)
+    with contextlib.suppress(FileNotFoundError):  # so far it came
+        LegacyMaskedLMTask(args, Dictionary()).load_dataset("x", data_selector=None, tpu=False)
+
+
 def check_bart_translation() -> None:
     from fairseq.data import Dictionary
     from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
@@ -346,6 +355,7 @@ EXPECTED_WITHOUT_PATCH: dict[str, str | None] = {
     "sacrebleu": "should be a sequence of strings",
     "sacrebleu_counts": "no attribute 'compute_bleu'",
     "denoising": "conflicting option string",
+    "legacy_masked_lm": "unexpected keyword argument 'data_selector'",
     "bart_translation": "no attribute 'args'",
     "without_dataclass": "Could not load bpe/bytes",
     "lists_of_words": "malformed node",

@@ -29,7 +29,7 @@ class Sentences(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    return {"ids": [i for i, _ in samples], "epochs": {e for _, e in samples}} if samples else {}
+    return {"ids": [i for i, _ in samples], "epochs": {e for _, e in samples}}
 
 
 def make(rank, world_size, num_batches, groups, freqs, skip=False, num_workers=0):

@@ -107,6 +107,10 @@ PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "huffman": (versions.find_the_last_bit, ("fairseq.data.huffman.huffman_coder",)),
     "sacrebleu": (versions.score_open_files, ("sacrebleu",)),
     "denoising": (arguments.let_denoising_define_its_options, ("fairseq.tasks.denoising",)),
+    "legacy_masked_lm": (
+        defects.load_data_of_legacy_masked_lm,
+        ("fairseq.tasks.legacy_masked_lm",),
+    ),
     "bart_translation": (
         defects.keep_arguments_of_bart_translation,
         ("fairseq.tasks.translation_from_pretrained_bart",),
