@@ -1,9 +1,6 @@
-"""Keeps the training state of a rank within reach: at a boundary, in a snapshot, on resume.
+"""Patches fairseq so that a rank's state is known at each boundary, kept, and gone on from.
 
-Beside `compat` the only file that patches fairseq. A boundary is the moment between two updates,
-where the state is the same on every rank. From the end of an update to the optimizer step of the
-next one nothing of the state changes, so a second thread may save it even while the first is
-blocked in a collective whose other end is dead.
+Beside `compat` the only file that patches fairseq.
 """
 
 from __future__ import annotations
@@ -12,15 +9,13 @@ import copy
 import dataclasses
 import functools
 import os
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import fairseq_cli.train
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import checkpoint_utils
 from fairseq.data import iterators
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
@@ -28,185 +23,10 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin import exact, pace, train_iterator
 from fairseq_ray_plugin.batching import Layout
+from fairseq_ray_plugin.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.options import last_checkpoint
+from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
-
-EXTRA = "elastic"
-"""Key of our part of a checkpoint's `extra_state`; stock fairseq passes over it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Boundary:
-    """What of the state is not in the trainer."""
-
-    update: int
-    iterator: dict[str, Any]
-    best: float | None = None
-    early_stop: tuple[float, int] | None = None
-    """fairseq's --patience: the best loss and the validations since; stock forgets them."""
-
-    val_loss: float | None = None
-    pending: bool = False
-    """The validation and checkpoint that are due at this update are still to come."""
-
-    lr_step: tuple[int, float | None] | None = None
-    """The learning rate step at the end of an epoch that is still to come."""
-
-
-class StateKeeper:
-    """One rank's state at its last boundary, and the right to read it.
-
-    Args:
-        rank, world_size: of this generation.
-        on_boundary: called with the number of updates after each one completed.
-        on_doing: called with what comes next, or still goes on (see pace.py).
-        on_hold: called with the number of updates when training comes to rest because
-            `hold_requested` is set.
-        on_checkpoint: called with path and updates after each checkpoint this rank wrote.
-    """
-
-    def __init__(
-        self,
-        rank: int,
-        world_size: int,
-        on_boundary: Callable[[int], None] = lambda update: None,
-        on_doing: Callable[[str], None] = lambda what: None,
-        on_hold: Callable[[int], None] = lambda update: None,
-        on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
-    ) -> None:
-        self.rank, self.world_size = rank, world_size
-        self.on_boundary, self.on_doing = on_boundary, on_doing
-        self.on_hold, self.on_checkpoint = on_hold, on_checkpoint
-        self.hold_requested = threading.Event()
-        self.catch_up = False
-        """The state was loaded with a validation and checkpoint pending."""
-        self.trainer: Any = None
-        self.boundary: Boundary | None = None
-        # held by the training thread from the optimizer step to the boundary after it, and
-        # for ever by whoever freezes the state
-        self._gate = threading.Lock()
-        self._in_update = False
-        self._frozen = False
-
-    # called by the training thread
-
-    def attach(self, trainer: Any, boundary: Boundary) -> None:
-        """The trainer has loaded its state: from now on it can be frozen."""
-        optimizer_step, lr_step = trainer.task.optimizer_step, trainer.lr_step
-
-        @functools.wraps(optimizer_step)
-        def guarded_optimizer_step(*args: Any, **kwargs: Any) -> None:
-            if not self._in_update:  # AMP repeats an update from within
-                self._gate.acquire()
-                self._in_update = True
-            optimizer_step(*args, **kwargs)
-
-        @functools.wraps(lr_step)
-        def recorded_lr_step(epoch: int, val_loss: float | None = None) -> float:
-            with self._gate:
-                rate = lr_step(epoch, val_loss)
-                if self.boundary is not None:
-                    self.boundary = dataclasses.replace(self.boundary, lr_step=None)
-                return rate
-
-        trainer.task.optimizer_step, trainer.lr_step = guarded_optimizer_step, recorded_lr_step
-        with self._gate:
-            self.trainer, self.boundary = trainer, boundary
-
-    def record(self, boundary: Boundary) -> None:
-        """The state is that of `boundary`; blocks for ever where it has been frozen before."""
-        if not self._in_update:
-            self._gate.acquire()
-        self.boundary = boundary
-        self._in_update = False
-        self._gate.release()
-
-    def put_by(self, path: str) -> int:
-        """Write the state at the boundary that training is at; returns its number of updates.
-
-        The file appears whole or not at all. OSError passes through.
-        """
-        # not behind the gate: whoever wants to freeze the state meanwhile only reads it, too
-        assert self.boundary is not None and not self._in_update
-        return self._write(path, self.boundary)
-
-    def rest(self) -> None:
-        """Training stays at this boundary until the process ends, if that was asked for."""
-        if self.hold_requested.is_set():
-            self.on_hold(self.freeze())
-            threading.Event().wait()
-
-    # called by any thread
-
-    def freeze(self, timeout_s: float = 20.0) -> int | None:
-        """The state stays as it is until the process ends; returns its number of updates.
-
-        Waits for an optimizer step that is under way, no longer than `timeout_s`.
-
-        None: there is no whole state, before it is loaded or after a failure within an update.
-        """
-        if not self._frozen:
-            if self._gate.acquire(timeout=timeout_s):
-                self._frozen = True
-            elif not self._frozen:  # nor has another thread frozen it meanwhile
-                return None
-        return self.boundary.update if self.boundary else None
-
-    def freeze_after_failure(self) -> int | None:
-        """As `freeze`, for the training thread when an exception has ended it."""
-        return None if self._in_update else self.freeze()
-
-    def save(self, path: str) -> int:
-        """Write the frozen state as a checkpoint; returns its number of updates.
-
-        The file appears whole or not at all. OSError passes through.
-        """
-        if not self._frozen or self.boundary is None:
-            raise RuntimeError("there is no state to save")
-        return self._write(path, self.boundary)
-
-    def _write(self, path: str, boundary: Boundary) -> int:
-        with _side_stream():
-            self.trainer.consolidate_optimizer()
-            state = utils.move_to_cpu(self.trainer.state_dict())
-            left_out = utils.move_to_cpu(exact.collect(self.trainer))
-        state["extra_state"].update(
-            train_iterator=boundary.iterator,
-            val_loss=boundary.val_loss,
-            **extra(boundary, left_out),
-        )
-        if boundary.best is not None:
-            state["extra_state"]["best"] = boundary.best
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.tmp"
-        try:
-            torch.save(state, partial)
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
-        return boundary.update
-
-
-@contextmanager
-def _side_stream() -> Iterator[None]:
-    """Copies from the GPU do not wait behind a collective that will never end."""
-    if torch.cuda.is_initialized():
-        with torch.cuda.stream(torch.cuda.Stream()):
-            yield
-    else:
-        yield
-
-
-def extra(boundary: Boundary, left_out: dict[str, Any]) -> dict[str, Any]:
-    """What we add to a checkpoint's `extra_state`."""
-    return {
-        EXTRA: {
-            "early_stop": boundary.early_stop,
-            "pending": boundary.pending,
-            "lr_step": boundary.lr_step,
-            "left_out": left_out,
-        }
-    }
 
 
 def add_checkpoint_hook(
@@ -260,7 +80,7 @@ def _deal_mini_batches(
         )
         if by_world_size:
             if not restart_epoch:
-                raise ValueError(
+                raise Refused(
                     f"the training data's iterator ({type(iterator).__name__}) has no position "
                     "that holds at another number of workers: pass --ray-restart-epoch"
                 )
@@ -398,8 +218,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         written.clear()
         result = original(cfg, trainer, epoch_itr, val_loss)
         if written and keeper.rank == 0:
-            last = f"checkpoint_last{trainer.checkpoint_suffix}.pt"
-            path = written[0] if cfg.no_last_checkpoints else os.path.join(cfg.save_dir, last)
+            path = written[0] if cfg.no_last_checkpoints else last_checkpoint(cfg)
             keeper.on_checkpoint(path, trainer.get_num_updates())
         return result
 
@@ -461,8 +280,20 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
         return train_iterator.add_position(original(*args, **kwargs))
 
     @_patch(Trainer, "load_checkpoint")
-    def load_state(original: Any, trainer: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+    def load_state(
+        original: Any,
+        trainer: Any,
+        filename: str,
+        reset_optimizer: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Rank 0 says which file: the others may not see the folder it is in."""
+        if restore is not None:
+            # neither with a --checkpoint-suffix nor read by every rank: one node alone has it
+            filename = restore
+            with open_dict(trainer.cfg):
+                trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
         choice = [newest_whole_checkpoint(filename) if keeper.rank == 0 else None]
         if restore is not None and keeper.rank == 0 and choice[0] is None:
             raise FileNotFoundError(f"{restore} is gone: training cannot go on from it")
@@ -471,9 +302,33 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
         isfile = PathManager.isfile
         try:
             PathManager.isfile = staticmethod(lambda path: choice[0] is not None)
-            return original(trainer, choice[0] or filename, *args, **kwargs)
+            path = choice[0] or filename
+            extra_state = original(trainer, path, reset_optimizer, *args, **kwargs)
         finally:
             PathManager.isfile = staticmethod(isfile)
+        if not reset_optimizer:
+            _refuse_lost_optimizer(trainer, path, restore)
+        return extra_state
+
+
+def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None:
+    """Without the optimizer's state the updates begin at 0 again, in the middle of the data.
+
+    A model to begin with (--restore-file) may come without it, as ever with fairseq.
+    """
+    history = trainer._optim_history
+    updates = history[-1].get("num_updates", 0) if history else 0
+    if trainer.get_num_updates() >= updates:
+        return
+    if path in (restore, last_checkpoint(trainer.cfg.checkpoint)):
+        raise Refused(
+            f"{path} has no optimizer state (--no-save-optimizer-state), so training cannot go on "
+            f"from its update {updates}: start in another --save-dir, or begin anew with its "
+            "parameters by --reset-optimizer"
+        )
+    fairseq_cli.train.logger.warning(
+        f"{path} has no optimizer state: the optimizer and the count of updates begin anew"
+    )
 
 
 def newest_whole_checkpoint(path: str) -> str | None:

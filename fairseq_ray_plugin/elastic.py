@@ -154,6 +154,8 @@ def _hear_report(s: Step, report: Report) -> None:
             text = f"{s.rank(name)} raised:\n{report.text}"
             s.set_worker(name, standing=Standing.READY, held=report.update)
             stopping.fail(s, Failure(Cause.FAILED, text, node, report.by_peer))
+        case "refused":
+            s.end("failed", 1, report.text)
         case "ended":
             s.set_worker(name, standing=Standing.READY, held=None)
             text = f"training process of {s.rank(name)} {report.text}"

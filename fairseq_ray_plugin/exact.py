@@ -39,7 +39,7 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
     optimizer = trainer.optimizer
     trainer.task.load_state_dict(state.get("task", {}))
     params = _full_precision(optimizer)
-    saved = state.get("fp32_params", [])
+    saved = optimizer.layout.kept_of(state.get("fp32_params", []))
     # a user who changes the precision or the model between two starts has other ones
     if [param.shape for param in params] == [param.shape for param in saved]:
         for param, value in zip(params, saved, strict=True):

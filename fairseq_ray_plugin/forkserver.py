@@ -64,6 +64,7 @@ def _make_ready(preload: Preload) -> Any:
     import fairseq_cli.train
     import torch
     import torch._dynamo
+    from omegaconf import OmegaConf
 
     import fairseq_ray_plugin.worker  # noqa: F401
 
@@ -76,9 +77,12 @@ def _make_ready(preload: Preload) -> Any:
             f"importing {preload.user_dir} starts CUDA; it must not before training begins"
         )
     cfg = pickle.loads(preload.cfg)
-    # fairseq does this as training begins; it takes 40 ms, and fails the second time
+    # fairseq does this as training begins; it takes 40 ms, and fails the second time. It leaves
+    # the configuration open, but what comes before it there needs one in which a name that is
+    # missing is an error (distributed/utils.py:300 compares a missing base_layers with 0)
     fairseq_cli.train.add_defaults(cfg)
-    fairseq_cli.train.add_defaults = lambda cfg: None
+    OmegaConf.set_struct(cfg, True)
+    fairseq_cli.train.add_defaults = lambda cfg: OmegaConf.set_struct(cfg, False)
     # else a training process would look through all of this for garbage, 0.3 s at some time or
     # other, and by writing to it make it its own
     gc.collect()

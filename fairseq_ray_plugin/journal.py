@@ -42,7 +42,8 @@ class Journal:
         self.path = os.path.join(folder, FILE_NAME)
         # a driver that was killed may have left half a line: never join ours to it
         with open(self.path, "a+b") as file:
-            if file.tell():
+            self._begin = file.tell()
+            if self._begin:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
@@ -60,11 +61,20 @@ class Journal:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def written(self) -> list[dict[str, Any]]:
+        """The events since this journal was opened, without those of earlier runs."""
+        return read(self.path, self._begin)
 
-def read(path: str) -> list[dict[str, Any]]:
-    """The events in a journal file, oldest first; a half-written line is left out."""
+
+def read(path: str, begin: int = 0) -> list[dict[str, Any]]:
+    """The events in a journal file, oldest first; a half-written line is left out.
+
+    Args:
+        begin: bytes to pass over.
+    """
     events = []
     with open(path, encoding="utf-8") as file:
+        file.seek(begin)
         for line in file:
             try:
                 events.append(json.loads(line))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import re
 from collections.abc import Mapping
 
 HOUR_S = 3600.0
 
 SUSPECT_AFTER = 3
 """Failures of a node within an hour before it is left out; twice as many if another has one."""
+
+RETURNS_WITHIN = 100
+"""Updates within which an exception that comes back is the same failure, progress or not."""
 
 FIRST_COOL_DOWN_S = 60.0
 """How long a suspect is left out; twice as long each further time, up to an hour."""
@@ -51,6 +55,36 @@ class Failure:
     with_node: bool = False
     """The machine went away: nobody's fault, and never held against the run."""
 
+    @property
+    def is_exception(self) -> bool:
+        """The training code raised it, of itself."""
+        return self.cause is Cause.FAILED and not self.by_peer
+
+    def is_like(self, other: Failure) -> bool:
+        """Whether both are the same exception: type and message, numbers aside."""
+        return _NUMBER.sub("#", exception(self.text)) == _NUMBER.sub("#", exception(other.text))
+
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def exception(text: str) -> str:
+    """Type and message of the exception in a failure's text: what its traceback ends with."""
+    lines = text.strip().splitlines()
+    if lines and lines[0].endswith("raised:"):
+        del lines[0]
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    outer = (n for n in range(max(frames, default=0), len(lines)) if not lines[n].startswith(" "))
+    return "\n".join(lines[next(outer, 0) :])
+
+
+def headline(text: str) -> str:
+    """One line on a failure: who raised what, or the first line of what else happened."""
+    first = text.strip().partition("\n")[0]
+    return (
+        f"{first} {exception(text).partition(chr(10))[0]}" if first.endswith("raised:") else first
+    )
+
 
 def first_cause(failures: tuple[Failure, ...]) -> Failure | None:
     """What went wrong first: a rank that only lost its peers is an effect, not the cause."""
@@ -67,29 +101,40 @@ def describe(cause: Cause | None, failure: Failure | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Strikes:
-    """Failures since an update was last completed, oldest first, each with the update before."""
+    """Failures that count, oldest first, each with the update before it."""
 
     failures: tuple[tuple[int, Failure], ...] = ()
+    """Since an update was last completed."""
+
+    raised: tuple[tuple[int, Failure], ...] = ()
+    """Exceptions of the last RETURNS_WITHIN updates."""
 
     def after(self, update: int) -> Strikes:
         """An update has been completed: one that was not completed before clears the record."""
-        return Strikes() if self.failures and update > self.failures[0][0] else self
+        if not self.failures and not self.raised:
+            return self
+        advanced = self.failures and update > self.failures[0][0]
+        recent = tuple(r for r in self.raised if update <= r[0] + RETURNS_WITHIN)
+        return Strikes(() if advanced else self.failures, recent)
 
     def add(self, update: int, failure: Failure) -> Strikes:
         if failure.with_node:
             return self
-        return Strikes((*self.failures, (update, failure)))
+        added = ((update, failure),)
+        raised = self.raised + added if failure.is_exception else self.raised
+        return Strikes(self.failures + added, raised)
 
     def count(self, cause: Cause) -> int:
         return sum(f.cause is cause for _, f in self.failures)
 
-    def _raised(self) -> list[Failure]:
-        return [f for _, f in self.failures if f.cause is Cause.FAILED and not f.by_peer]
+    def _raised(self) -> list[tuple[int, Failure]]:
+        """The last exception, each time that it came, and others without progress in between."""
+        return [r for r in self.raised if r in self.failures or r[1].is_like(self.raised[-1][1])]
 
     def raised_again_on(self, node: str) -> bool:
         """Whether an exception came back, and never anywhere but on `node`."""
         raised = self._raised()
-        return len(raised) >= 2 and {node} == {f.node for f in raised}
+        return len(raised) >= 2 and {node} == {f.node for _, f in raised}
 
     def verdict(self, max_failures: int, other_nodes: bool) -> str | None:
         """Why the run must end, or None where another try may help.
@@ -99,14 +144,18 @@ class Strikes:
         """
         if not self.failures:
             return None
-        update, first = self.failures[0]
         raised = self._raised()
         # a second try, and a third on other nodes: a broken GPU raises exceptions, too
-        nodes = {f.node for f in raised}
+        nodes = {f.node for _, f in raised}
         tries = 3 if other_nodes and len(nodes) == 1 and None not in nodes else 2
         if len(raised) >= tries:
-            times = {2: "twice", 3: "three times"}[len(raised)]
-            return f"training failed {times} after update {update}, {first.text}{advice(first)}"
+            first = raised[0][1]
+            updates = " and ".join(str(update) for update in sorted({u for u, _ in raised}))
+            return (
+                f"training failed {len(raised)} times, after update {updates}; the first time, "
+                f"{first.text}{advice(first)}"
+            )
+        update, first = self.failures[0]
         last = self.failures[-1][1]
         if self.count(last.cause) >= max_failures:
             return (

@@ -16,8 +16,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fairseq_ray_plugin import elastic, journal, protocol
-from fairseq_ray_plugin.options import ElasticConfig, add_ray_args, mini_batches_per_update
+from fairseq_ray_plugin import elastic, journal, judgement, protocol
+from fairseq_ray_plugin.options import (
+    ElasticConfig,
+    add_ray_args,
+    last_checkpoint,
+    mini_batches_per_update,
+)
 from fairseq_ray_plugin.state import State
 
 logger = logging.getLogger(__name__)
@@ -145,6 +150,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
                 config.fix_batch_size, cfg.dataset.batch_size, cfg.dataset.max_tokens
             )
         _refuse_lost_positions(cfg, config)
+        _write_checkpoints_at_once(cfg)
         record = journal.Journal(cfg.checkpoint.save_dir)
     except (ValueError, OSError) as error:
         _exit(error)
@@ -188,7 +194,14 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     finally:
         cluster.close()
         signals.restore()
-    logger.info("%s", journal.summary(journal.read(record.path)))
+    events = record.written()
+    logger.info("%s", journal.summary(events))
+    raised = [e for e in events if e["kind"] == "stopped" and str(e["cause"]).startswith("FAILED")]
+    if raised:
+        logger.warning(
+            "%s of the restarts were for exceptions of the training code; the last: %s",
+            *(len(raised), judgement.headline(raised[-1]["cause"])),
+        )
     # as at the interpreter's exit: it waits for the last lines of the ranks
     ray.shutdown(_exiting_interpreter=True)
     return exit_code
@@ -209,6 +222,23 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
             )
 
 
+def _write_checkpoints_at_once(cfg: Any) -> None:
+    """What is told to have been written must be there: nothing is left to a thread.
+
+    Stock fairseq then leaves out all but the first of a checkpoint's names, too; and without
+    iopath it ends before it has trained, with exit code 0.
+    """
+    if not cfg.checkpoint.write_checkpoints_asynchronously:
+        return
+    if not importlib.util.find_spec("iopath"):
+        raise ValueError(
+            "--write-checkpoints-asynchronously needs the package iopath: install it on every "
+            "node, or leave the option out"
+        )
+    logger.warning("--write-checkpoints-asynchronously: training waits for its checkpoints here")
+    cfg.checkpoint.write_checkpoints_asynchronously = False
+
+
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any:
     from fairseq_ray_plugin import slot
 
@@ -224,7 +254,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
         user_dir_zip=slot.pack_folder(user_dir) if user_dir else None,
-        save_dir=os.path.abspath(cfg.checkpoint.save_dir),
+        last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
     )
 
@@ -253,7 +283,7 @@ def _tell(event: journal.Event, cluster: Any) -> str:
         case "waiting":
             line = f"waiting for {event.cause}; {cluster.describe()}"
     if event.cause and event.kind not in ("waiting", "failed"):
-        line += f": {event.cause.strip().splitlines()[0]}"
+        line += f": {judgement.headline(event.cause)}"
     return line
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,16 @@ def mini_batches_per_update(
                 f"take {near}"
             )
     return tuple(total // per_mini_batch for total in fix_batch_size)
+
+
+def last_checkpoint(checkpoint: Any) -> str:
+    """Path of the checkpoint that the same command goes on from.
+
+    Args:
+        checkpoint: fairseq's CheckpointConfig.
+    """
+    name = f"checkpoint_last{checkpoint.checkpoint_suffix}.pt"
+    return os.path.join(checkpoint.save_dir, name)
 
 
 def _positive(text: str) -> int:

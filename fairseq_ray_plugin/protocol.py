@@ -7,6 +7,14 @@ from collections.abc import Mapping
 
 from fairseq_ray_plugin import journal
 
+
+class Refused(Exception):
+    """Training as it was asked for is not possible here: the message, one line, says why.
+
+    Raised by a rank; the run ends with it, since another try would be refused as well.
+    """
+
+
 # What is observed
 
 
@@ -43,14 +51,14 @@ class Report:
     worker: str
     generation: int
     kind: str
-    """running, missing, advanced, doing, held, raised, ended, finished, saved, snapshot, unsaved,
-    checkpoint, stacks.
+    """running, missing, advanced, doing, held, raised, refused, ended, finished, saved, snapshot,
+    unsaved, checkpoint, stacks.
     """
 
     update: int | None = None
     text: str = ""
-    """doing: what is being done now; raised: traceback; ended, unsaved: reason; saved, snapshot,
-    checkpoint, missing: path; stacks: of all its threads.
+    """doing: what is being done now; raised: traceback; ended, refused, unsaved: reason; saved,
+    snapshot, checkpoint, missing: path; stacks: of all its threads.
     """
 
     by_peer: bool = False

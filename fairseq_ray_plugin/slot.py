@@ -47,7 +47,9 @@ class Job:
     python_path: tuple[str, ...]
     user_dir: str | None
     user_dir_zip: bytes | None
-    save_dir: str
+    last_checkpoint: str
+    """Path of the checkpoint that the same command goes on from."""
+
     environment: dict[str, str]
 
 
@@ -212,7 +214,8 @@ class Slot:
     async def save(self, generation: int, as_checkpoint: bool) -> None:
         """The state held becomes a file; "saved" or "unsaved" follows."""
         if as_checkpoint:
-            self._tell("save", ((self.job.save_dir,), "checkpoint_last.pt"))
+            folder, name = os.path.split(self.job.last_checkpoint)
+            self._tell("save", ((folder,), name))
         else:
             self._tell("save", (self.memory.folders, f"snapshot_{generation}.pt"))
 
@@ -252,7 +255,7 @@ class Slot:
         try:
             while self.link is not None and self.link.poll():
                 kind, update, text, by_peer = self.link.recv()
-                self.answered |= kind in ("holding", "held", "raised", "finished")
+                self.answered |= kind in ("holding", "held", "raised", "refused", "finished")
                 if kind == "holding":
                     continue
                 if kind in ("saved", "snapshot"):

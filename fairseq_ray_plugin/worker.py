@@ -30,7 +30,9 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
 from fairseq_ray_plugin import pace, train_iterator
-from fairseq_ray_plugin.checkpoint_hook import StateKeeper, add_checkpoint_hook
+from fairseq_ray_plugin.boundary import StateKeeper
+from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
+from fairseq_ray_plugin.protocol import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,10 @@ def train_rank(
                 distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
         else:
             fairseq_cli.train.main(cfg)
+        if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
+            raise Refused("fairseq ended before training began; its log, above, says why")
+    except Refused as error:
+        link.send("refused", keeper.freeze_after_failure(), str(error))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         link.send("raised", keeper.freeze_after_failure(), text, is_peer_error(error))

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 ON_CPU = [
     "--cpu",
-    *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+    *("--distributed-backend", "gloo"),
     *("--num-workers", "0", "--seed", "7"),
     *("--log-format", "json", "--log-interval", "1", "--no-epoch-checkpoints"),
     *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0"),

@@ -184,13 +184,14 @@ def ray_train(
 
 
 def torchrun(folder: Path, text: Path, model: list, *options, num_ranks: int = 2) -> Run:
-    """Stock fairseq, made to run on this Python by `compat` alone."""
+    """Stock fairseq, made to run on this Python; by the only back end that trains its encoders."""
     return Run(
         folder,
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", num_ranks, "-m", "fairseq_ray_plugin", "train", text, *model),
+            *("--nproc_per_node", num_ranks, TESTS / "stock.py", text, *model),
             *("--save-dir", folder / "save", "--user-dir", RECORDER, *options),
+            *("--ddp-backend", "legacy_ddp"),
         ],
     )
 

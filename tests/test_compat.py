@@ -97,21 +97,34 @@ def check_numpy_names_in_the_dynamic_crf() -> None:
     assert torch.isfinite(DynamicCRF(9, beam_size=4)(scores, targets, mask)).all()
 
 
-def check_encoder_fast_path() -> None:
-    import torch
+def encoder_layer() -> Any:
     from fairseq.models.transformer import TransformerConfig
     from fairseq.modules import TransformerEncoderLayer
 
     config = TransformerConfig()
     config.encoder.embed_dim, config.encoder.ffn_embed_dim = 16, 32
     config.encoder.attention_heads = 2
-    layer = TransformerEncoderLayer(config).eval()
+    return TransformerEncoderLayer(config)
+
+
+def check_encoder_copies_at_inference() -> None:
+    import torch
+
+    layer = encoder_layer().eval()
     layer.load_to_BT = True  # as after loading a checkpoint
     padding = torch.tensor([[True, False, False], [False, False, False]])
     with torch.no_grad():
         # the fast path takes batch-first input, the ordinary one time-first
         shape = (2, 3, 16) if layer.can_use_fastpath else (3, 2, 16)
         assert shape == tuple(layer(torch.randn(shape), padding).shape)
+
+
+def check_encoder_copies_in_ddp() -> None:
+    import torch
+
+    layer = torch.nn.parallel.DistributedDataParallel(encoder_layer(), process_group=alone())
+    for _ in range(2):
+        layer(torch.randn(3, 2, 16), None).sum().backward()
 
 
 def check_ddp_on_cpu() -> None:
@@ -165,7 +178,8 @@ EXPECTED_WITHOUT_PATCH = {
     "numpy_names_in_bucketed_pairs": "no attribute 'compat'",
     "numpy_names_in_span_masks": "no attribute 'int'",
     "numpy_names_in_the_dynamic_crf": "no attribute 'float'",
-    "encoder_fast_path": "Mask Type should be defined",
+    "encoder_copies_at_inference": "Mask Type should be defined",
+    "encoder_copies_in_ddp": "Expected to have finished reduction in the prior iteration",
     "ddp_on_cpu": "DistributedDataParallel device_ids",
     "all_gather_list": "torch.cuda.ByteTensor",
     "user_dir_by_name": "FileNotFoundError",

@@ -202,7 +202,7 @@ def test_the_users_own_error_ends_the_run_when_it_comes_back_elsewhere_with_its_
     assert "left out" in cluster.kinds
     (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
     assert 1 == end.exit_code
-    assert "three times after update 10" in end.message
+    assert "3 times, after update 10" in end.message
     assert "ValueError: bad sample" in end.message
 
 
@@ -214,7 +214,7 @@ def test_the_users_own_error_ends_the_run_at_its_second_coming_where_all_ranks_r
         actions = cluster.see(cluster.report("worker-1", "raised", 10, "FloatingPointError"))
         if only(actions, protocol.Save):
             cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
-    assert "twice after update 10" in actions[-1].message
+    assert "2 times, after update 10" in actions[-1].message
 
 
 def test_the_users_own_error_ends_the_run_at_its_second_coming_where_there_is_one_node():
@@ -223,7 +223,77 @@ def test_the_users_own_error_ends_the_run_at_its_second_coming_where_there_is_on
     save, *_ = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
     cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
     (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
-    assert "twice after update 10" in end.message
+    assert "2 times, after update 10" in end.message
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "loss.py", line 7, in forward
+    raise ValueError(
+        "bad sample"
+ValueError: sample {} is bad,
+  its loss is {}
+"""
+
+
+def raised_after(updates, texts, **options):
+    """The actions, last those after the last of a rank's exceptions, with updates in between."""
+    cluster = Cluster(**options)
+    cluster.train({"a": 1}, update=1)
+    for update, text in zip(updates, texts, strict=True):
+        cluster.see(cluster.report("worker-0", "advanced", update))
+        actions = cluster.see(cluster.report("worker-0", "raised", update, text))
+        if only(actions, protocol.Save):
+            cluster.see(cluster.report("worker-0", "saved", update, "memory"))
+    return cluster, actions
+
+
+def test_an_exception_that_comes_back_within_100_updates_is_the_same_failure_whatever_its_numbers():
+    texts = [TRACEBACK.format(31, "1e-3"), TRACEBACK.format(7, "0x7f3c")]
+    _, (end,) = raised_after((10, 110), texts)
+    assert 1 == end.exit_code
+    assert "2 times, after update 10 and 110; the first time, rank 0" in end.message
+    assert "sample 31 is bad" in end.message
+    cluster, actions = raised_after((10, 111), texts)
+    assert only(actions, protocol.Save) and Phase.TRAINING is cluster.state.phase
+
+
+def test_another_exception_after_progress_is_another_failure():
+    other = TRACEBACK.replace("bad", "worse")
+    for texts in ((TRACEBACK, other), (TRACEBACK, TRACEBACK.replace("ValueError:", "KeyError:"))):
+        cluster, _ = raised_after((10, 20), texts)
+        assert Phase.TRAINING is cluster.state.phase
+    _, (end,) = raised_after((10, 20, 30), (TRACEBACK, other, TRACEBACK))
+    assert "2 times, after update 10 and 30" in end.message
+    _, (end,) = raised_after((10, 10), (TRACEBACK, other))
+    assert "2 times, after update 10;" in end.message, "without progress any other is, too"
+
+
+def test_the_loss_of_a_peer_is_no_exception_that_comes_back():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    for update in (20, 30, 40):
+        for worker in ("worker-0", "worker-1"):
+            cluster.see(cluster.report(worker, "advanced", update))
+            peer = cluster.report(worker, "raised", update, "connection reset", by_peer=True)
+            actions = cluster.see(peer)
+        assert not only(actions, protocol.End)
+        for save in only(actions, protocol.Save):
+            cluster.see(cluster.report(save.worker, "saved", update, "memory"))
+
+
+def test_a_headline_says_who_raised_what():
+    text = f"FAILED: rank 1 raised:\n{TRACEBACK}"
+    assert "FAILED: rank 1 raised: ValueError: sample {} is bad," == judgement.headline(text)
+    assert "LOST: rank 1 was killed" == judgement.headline("LOST: rank 1 was killed\nby hand")
+    assert "RESIZED" == judgement.headline("RESIZED")
+    assert "ValueError: x" == judgement.exception("rank 1 raised:\nValueError: x")
+
+
+def test_what_a_rank_refuses_ends_the_run_at_once():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    (end,) = cluster.see(cluster.report("worker-1", "refused", None, "it has another order"))
+    assert (1, "it has another order") == (end.exit_code, end.message)
 
 
 def test_failures_without_progress_end_the_run_with_the_first_of_them():

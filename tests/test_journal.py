@@ -24,6 +24,13 @@ def test_half_a_line_left_by_a_killed_driver_does_no_harm(tmp_path):
     assert ["started"] == [line["kind"] for line in read(journal.path)]
 
 
+def test_earlier_runs_of_the_same_folder_are_not_this_ones(tmp_path):
+    Journal(str(tmp_path)).write(event("started"))
+    journal = Journal(str(tmp_path))
+    journal.write(event("finished"))
+    assert ["finished"] == [line["kind"] for line in journal.written()]
+
+
 def test_the_summary_counts_from_a_stop_to_the_next_first_update():
     times = [("started", 0), ("advanced", 1), ("stopped", 10), ("started", 11), ("advanced", 12.5)]
     lines = [

@@ -110,7 +110,6 @@ def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
             *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=6"),
             *("common.cpu=true", "common.log_format=json", "common.log_interval=1"),
             *("dataset.disable_validation=true", f"checkpoint.save_dir={tmp_path / 'save'}"),
-            *("distributed_training.ddp_backend=legacy_ddp",),
         ],
     ).finish()
     assert {"16"} == {size for (size,) in run.curve("bsz").values()}
@@ -143,7 +142,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             python_path=(),
             user_dir=str(package),
             user_dir_zip=packed,
-            save_dir=str(tmp_path),
+            last_checkpoint=str(tmp_path / "checkpoint_last.pt"),
             environment={},
         )
         worker = SlotOfThisMachine(job)

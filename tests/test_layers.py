@@ -26,6 +26,7 @@ ORDER = (
     "compat",
     "train_iterator",
     "exact",
+    "boundary",
     "checkpoint_hook",
     "worker",
     "forkserver",

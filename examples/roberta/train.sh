@@ -29,5 +29,5 @@ exec fairseq-ray-train --fp16 "$DATA_DIR" \
     --batch-size "$BATCH_SIZE" \
     --max-update "$TOTAL_UPDATES" --log-format simple --log-interval 1 \
     --save-interval-updates "$SAVE_INTERVAL_UPDATES" \
-    --save-dir "$SAVE_DIR" --ddp-backend legacy_ddp \
+    --save-dir "$SAVE_DIR" \
     "$@"

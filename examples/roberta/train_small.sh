@@ -18,5 +18,5 @@ exec fairseq-ray-train --cpu "$DATA_DIR" \
     --batch-size 8 \
     --max-update "$TOTAL_UPDATES" --log-format simple --log-interval 1 \
     --save-interval-updates 50 --keep-interval-updates 2 \
-    --save-dir "$SAVE_DIR" --distributed-backend gloo --ddp-backend legacy_ddp \
+    --save-dir "$SAVE_DIR" --distributed-backend gloo \
     "$@"

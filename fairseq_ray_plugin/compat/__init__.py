@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
-from fairseq_ray_plugin.compat import defects, versions
+from fairseq_ray_plugin.compat import defects, encoder_copies, versions
 from fairseq_ray_plugin.compat.modules import PatchingFinder
 
 
@@ -57,7 +57,10 @@ PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
             "fairseq.modules.dynamic_crf_layer",
         ),
     ),
-    "encoder_fast_path": (defects.avoid_encoder_fast_path, ("fairseq.modules.transformer_layer",)),
+    "encoder_copies": (
+        encoder_copies.remove,
+        ("fairseq.modules.transformer_layer", "fairseq.trainer"),
+    ),
     "ddp_on_cpu": (defects.allow_ddp_on_cpu, ("fairseq.models.distributed_fairseq_model",)),
     "all_gather_list": (defects.gather_lists_without_gpu, ("fairseq.distributed.utils",)),
     "user_dir": (defects.accept_this_package_as_user_dir, ("fairseq.utils",)),

@@ -7,31 +7,6 @@ import sys
 from typing import Any
 
 
-def _fairseq_older_than(major: int, minor: int) -> bool:
-    version = sys.modules["fairseq"].__version__.split(".")
-    return (int(version[0]), int(version[1])) < (major, minor)
-
-
-def avoid_encoder_fast_path(module: Any) -> None:
-    """Post-norm transformer encoders take the ordinary path at inference.
-
-    modules/transformer_layer.py:319 calls torch's private fast path with the arguments of torch
-    1.12; a later torch fails at the first padded batch ("Mask Type should be defined"). The next
-    fairseq has dropped the fast path.
-    """
-    if not _fairseq_older_than(0, 13):
-        return
-    layer = module.TransformerEncoderLayerBase
-    build = layer.__init__
-
-    @functools.wraps(build)
-    def build_without_fast_path(self: Any, *args: Any, **options: Any) -> None:
-        build(self, *args, **options)
-        self.can_use_fastpath = False
-
-    layer.__init__ = build_without_fast_path
-
-
 def allow_ddp_on_cpu(module: Any) -> None:
     """``--ddp-backend pytorch_ddp`` works with ``--cpu``.
 

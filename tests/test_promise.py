@@ -1,0 +1,95 @@
+"""A run is the training that was asked for, or it ends and says why."""
+
+import data
+import torch
+from runs import ray_train
+
+MASKED_LM = (*data.MASKED_LM, "--fix-batch-size", "8")
+
+
+def fault(rank, update, what):
+    return {"rank": rank, "update": update, "where": "begin", "what": what}
+
+
+def test_an_exception_that_comes_back_ends_the_run_also_with_progress_in_between(
+    tmp_path, english, two_nodes
+):
+    run = ray_train(
+        tmp_path,
+        english,
+        MASKED_LM,
+        *("--max-update", "60"),
+        address=two_nodes.address,
+        faults=[fault(update // 10 % 2, update, "raise") for update in range(11, 61, 10)],
+    )
+    assert 1 == run.wait()
+    assert 2 == len(run.events("stopped"))
+    assert "raised: ValueError: the model is broken at update 11" in run.output
+    assert "training failed 2 times, after update 10 and 20" in run.output
+    (warning,) = (line for line in run.lines if "| WARNING |" in line)
+    assert "2 of the restarts were for exceptions of the training code" in warning
+
+
+def test_an_exception_that_does_not_come_back_is_said_and_remembered(tmp_path, english, two_nodes):
+    options = ("--max-update", "20")
+    run = ray_train(
+        tmp_path,
+        english,
+        MASKED_LM,
+        *options,
+        address=two_nodes.address,
+        faults=[fault(0, 11, "raise")],
+    ).finish()
+    told = [line for line in run.lines if "ValueError: the model is broken at update 11" in line]
+    assert any("stopped: FAILED: rank 0" in line for line in told), "when it happened"
+    assert any("| WARNING |" in line and "1 of the restarts" in line for line in told), "at the end"
+
+
+def test_recovery_does_not_obey_the_options_of_checkpoints(tmp_path, english, two_nodes):
+    options = (
+        *(*MASKED_LM, "--no-save-optimizer-state", "--load-checkpoint-on-all-dp-ranks"),
+        *("--checkpoint-suffix", "_mine", "--reset-optimizer", "--reset-lr-scheduler"),
+        *("--reset-dataloader", "--reset-meters", "--optimizer-overrides", "{'lr': [1.0]}"),
+    )
+
+    def train(name, *more, **fields):
+        folder, address = tmp_path / name, two_nodes.address
+        return ray_train(folder, english, options, *more, address=address, **fields)
+
+    undisturbed = train("undisturbed", "--max-update", "30").finish()
+    kills = [fault(0, 11, "SIGKILL"), fault(1, 21, "SIGKILL")]
+    run = train("killed", "--max-update", "30", faults=kills).finish()
+    assert undisturbed.curve() == run.curve()
+    assert undisturbed.samples() == run.samples()
+    checkpoint = torch.load(run.save_dir / "checkpoint_last_mine.pt", weights_only=False)
+    assert "last_optimizer_state" not in checkpoint, "the user's own obey them"
+
+
+def test_without_the_optimizers_state_training_does_not_go_on_as_if_it_had_it(
+    tmp_path, english, nodes
+):
+    nodes.add()
+    options = (*MASKED_LM, "--no-save-optimizer-state", "--ray-snapshot-updates", "0")
+
+    def train(*more, **fields):
+        return ray_train(tmp_path, english, options, *more, address=nodes.address, **fields)
+
+    train("--max-update", "6").finish()
+    again = train("--max-update", "12")
+    assert 1 == again.wait()
+    assert "checkpoint_last.pt has no optimizer state (--no-save-optimizer-state)" in again.output
+    assert "Traceback" not in again.output
+    lost = train(
+        *("--max-update", "12", "--reset-optimizer", "--reset-dataloader"),
+        *("--save-interval-updates", "4"),
+        faults=[fault(0, 9, "SIGKILL")],
+    )
+    assert 1 == lost.wait()
+    assert "so training cannot go on from its update 8" in lost.output
+
+
+def test_checkpoints_are_not_left_to_a_package_that_is_not_there(tmp_path, english):
+    run = ray_train(tmp_path, english, MASKED_LM, "--write-checkpoints-asynchronously")
+    assert 2 == run.wait()
+    assert run.lines[-1].endswith("on every node, or leave the option out")
+    assert [] == run.events()
