@@ -7,8 +7,19 @@ RECIPES = (*text.RECIPES, *speech.RECIPES, *configs.RECIPES)
 MISSING = {
     "task": {},
     "criterion": {
-        "vocab_parallel_cross_entropy": "needs Megatron",
+        "composite_loss": "wants a list of outputs, which no model of fairseq returns",
+        "vocab_parallel_cross_entropy": "wants Megatron",
     },
-    "model": {},
+    "model": {
+        "camembert": "RoBERTa by another name",
+        "gottbert": "RoBERTa by another name",
+        "hf_gpt2": "wants the package transformers",
+        "model_parallel_roberta": "wants Megatron",
+        "model_parallel_transformer": "wants Megatron",
+        "model_parallel_transformer_lm": "wants Megatron",
+        "pipeline_parallel_transformer": "wants fairscale, and several GPUs in a process",
+        "xlmr": "RoBERTa by another name",
+        "xm_transformer": "wants large pre-trained models",
+    },
 }
 """What fairseq registers and no recipe trains, and why."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from matrix import speech_data, text_data
-from matrix.recipe import Recipe
+from matrix.recipe import Recipe, train_once
 from matrix.speech import CONVOLUTIONS
 
 ROWS = ("dataset.batch_size=4",)
@@ -19,6 +19,11 @@ WAVE_ENCODER = (
 FRAMES = ("dataset.max_tokens=30000",)
 CROPS = ("task.max_sample_size=8000", "task.min_sample_size=3000")
 WARM = ("lr_scheduler.warmup_updates=8", "optimization.max_update=100")
+WHOLE = (
+    *("model.freeze_finetune_updates=4", "model.mask_channel_length=4", "+model.mask_length=3"),
+    *("dataset.valid_subset=valid", "dataset.validate_after_updates=0"),
+    *("dataset.validate_interval=1", "optimization.max_update=100"),
+)
 HERE = ("common.tensorboard_logdir=null",)
 
 
@@ -53,64 +58,61 @@ def pretrained_roberta(folder: Path) -> None:
     """Sentences to classify, and a RoBERTa to begin with."""
     text_data.sentences(folder)
     text_data.monolingual(folder / "text")
-    train_once(by_name("examples/roberta/config/pretraining/base.yaml"), folder, "text", "roberta")
+    train_once(ROBERTA, folder, folder / "text", "roberta")
 
 
 def pretrained_wav2vec(folder: Path) -> None:
     """Waves with letters, and a wav2vec 2.0 to begin with."""
     speech_data.waves(folder)
-    train_once(
-        by_name("examples/wav2vec/config/pretraining/wav2vec2_base_librispeech.yaml"),
-        folder,
-        ".",
-        "model",
-    )
+    train_once(WAV2VEC, folder, folder, "model")
 
 
 def pretrained_hubert(folder: Path) -> None:
     """Waves with letters, and a HuBERT to begin with."""
     speech_data.waves(folder)
-    train_once(
-        by_name("examples/hubert/config/pretrain/hubert_base_librispeech.yaml"),
-        folder,
-        ".",
-        "model",
-    )
+    train_once(HUBERT, folder, folder, "model")
 
 
-def train_once(recipe: Recipe, folder: Path, data: str, name: str) -> None:
-    """An update of the recipe, whose checkpoint others begin with, is in the folder `name`."""
-    run = recipe.start_stock(folder / "before", folder / data, "optimization.max_update=1")
-    run.finish()
-    run.save_dir.rename(folder / name)
+ROBERTA = config(
+    "roberta/config/pretraining/base.yaml",
+    "masked_lm",
+    "masked_lm",
+    "roberta",
+    *(*ENCODER, *ROWS, *WARM, "task.tokens_per_sample=16", "model.max_positions=64"),
+    data=text_data.monolingual,
+    batch=12,
+    quick=True,
+    loaders=2,
+)
 
+WAV2VEC = config(
+    "wav2vec/config/pretraining/wav2vec2_base_librispeech.yaml",
+    *("audio_pretraining", "wav2vec", "wav2vec2", *WAVE_ENCODER, *FRAMES, *CROPS, *WARM),
+    *("model.final_dim=32", "+model.conv_pos=16", "+model.num_negatives=5"),
+    *("+model.latent_vars=16", "+model.mask_length=3"),
+    data=speech_data.waves,
+    batch=90_000,
+)
 
-def by_name(name: str) -> Recipe:
-    return next(recipe for recipe in RECIPES if recipe.name == name)
-
+HUBERT = config(
+    "hubert/config/pretrain/hubert_base_librispeech.yaml",
+    *("hubert_pretraining", "hubert", "hubert", *FRAMES, *CROPS, *WARM, *HERE),
+    *("task.label_dir={data}", 'task.labels=["km"]', "model.label_rate=50"),
+    *("+model.encoder_layers=2", "+model.encoder_ffn_embed_dim=64"),
+    *("+model.encoder_attention_heads=2", "+model.conv_pos_groups=4", "+model.conv_pos=16"),
+    *("+model.encoder_embed_dim=32", f"model.conv_feature_layers='{CONVOLUTIONS}'"),
+    *("model.final_dim=32", "+model.mask_length=3", "dataset.validate_interval=1"),
+    *("distributed_training.distributed_backend=gloo",),
+    data=speech_data.waves,
+    batch=90_000,
+    loaders=2,
+)
 
 RECIPES = (
-    config(
-        "roberta/config/pretraining/base.yaml",
-        "masked_lm",
-        "masked_lm",
-        "roberta",
-        *(*ENCODER, *ROWS, *WARM, "task.tokens_per_sample=16", "model.max_positions=64"),
-        data=text_data.monolingual,
-        batch=12,
-        quick=True,
-        loaders=2,
-    ),
+    ROBERTA,
     glue("rte", quick=True),
     glue("sts_b"),
-    config(
-        "wav2vec/config/pretraining/wav2vec2_base_librispeech.yaml",
-        *("audio_pretraining", "wav2vec", "wav2vec2", *WAVE_ENCODER, *FRAMES, *CROPS, *WARM),
-        *("model.final_dim=32", "+model.conv_pos=16", "+model.num_negatives=5"),
-        *("+model.latent_vars=16", "+model.mask_length=3"),
-        data=speech_data.waves,
-        batch=90_000,
-    ),
+    WAV2VEC,
     config(
         "wav2vec/config/pretraining/wav2vec2_conformer_base_librispeech.yaml",
         *("audio_pretraining", "wav2vec", "wav2vec2 (conformer)", *WAVE_ENCODER, *FRAMES, *CROPS),
@@ -125,25 +127,28 @@ RECIPES = (
         "ctc",
         "wav2vec_ctc",
         *("model.w2v_path={data}/model/checkpoint_last.pt", *FRAMES, "optimization.max_update=100"),
-        *("model.freeze_finetune_updates=4", "model.mask_channel_length=4", "+model.mask_length=3"),
-        *("dataset.valid_subset=valid", "dataset.validate_after_updates=0"),
-        *("dataset.validate_interval=1",),
+        *WHOLE,
         data=pretrained_wav2vec,
         batch=90_000,
     ),
-    config(
-        "hubert/config/pretrain/hubert_base_librispeech.yaml",
-        *("hubert_pretraining", "hubert", "hubert", *FRAMES, *CROPS, *WARM, *HERE),
-        *("task.label_dir={data}", 'task.labels=["km"]', "model.label_rate=50"),
-        *("+model.encoder_layers=2", "+model.encoder_ffn_embed_dim=64"),
-        *("+model.encoder_attention_heads=2", "+model.conv_pos_groups=4", "+model.conv_pos=16"),
-        *("+model.encoder_embed_dim=32", f"model.conv_feature_layers='{CONVOLUTIONS}'"),
-        *("model.final_dim=32", "+model.mask_length=3", "dataset.validate_interval=1"),
-        *("distributed_training.distributed_backend=gloo",),
-        data=speech_data.waves,
+    Recipe(
+        name="wav2vec 2.0 to text",
+        config="wav2vec/config/finetuning/base_10m.yaml",
+        task="audio_finetuning",
+        criterion="label_smoothed_cross_entropy",
+        arch="wav2vec_seq2seq",
+        data=pretrained_wav2vec,
         batch=90_000,
-        loaders=2,
+        options=(
+            *("task.data={data}", "+task.autoregressive=true", "model._name=wav2vec_seq2seq"),
+            *("~criterion", "+criterion._name=label_smoothed_cross_entropy"),
+            *("+criterion.label_smoothing=0.1", "checkpoint.best_checkpoint_metric=loss"),
+            *("model.w2v_path={data}/model/checkpoint_last.pt", *FRAMES, *WHOLE),
+            *("+model.decoder_layers=2", "+model.decoder_embed_dim=32"),
+            *("+model.decoder_ffn_embed_dim=64", "+model.decoder_attention_heads=2"),
+        ),
     ),
+    HUBERT,
     config(
         "hubert/config/finetune/base_10h.yaml",
         "hubert_pretraining",

@@ -138,16 +138,16 @@ def check(recipe: Recipe, data: Path, folder: Path, address: str) -> Outcome:
     """Train on one worker, then on two of which one is killed in each epoch, and compare."""
     cluster = ("--ray-address", address)
     alone = recipe.start(folder / "alone", data, *cluster, "--ray-max-workers", 1, loaders=0)
-    if failure := failure(alone):
-        return Outcome(why=failure, log=alone.tail())
+    if why := failure(alone):
+        return Outcome(why=why, log=alone.tail())
     curve, epochs = alone.curve(), alone.curve("epoch")
     try:
         first, second = (_middle(epochs, number) for number in (1, 2))
     except ValueError as error:
         return Outcome(why=str(error), log=alone.tail())
     kills = [
-        {"rank": 1, "update": first, "where": "forward", "what": "SIGKILL"},
-        {"rank": 0, "update": second, "where": "all_reduce", "what": "SIGKILL"},
+        {"rank": 1, "update": first, "where": "all_reduce", "what": "SIGKILL"},
+        {"rank": 0, "update": second, "where": "forward", "what": "SIGKILL"},
     ]
     killed = recipe.start(
         folder / "killed",
@@ -157,8 +157,8 @@ def check(recipe: Recipe, data: Path, folder: Path, address: str) -> Outcome:
         faults=kills,
     )
     outcome = Outcome(starts=True, log=killed.tail(), updates=len(curve))
-    if failure := failure(killed) or _other_restarts(killed, [first, second]):
-        return dataclasses.replace(outcome, why=failure, log=killed.tail())
+    if why := failure(killed) or _other_restarts(killed, [first, second]):
+        return dataclasses.replace(outcome, why=why, log=killed.tail())
     difference = compare(curve, killed.curve())
     return dataclasses.replace(
         outcome, survives=True, same=not difference, why=difference, log=killed.tail()
@@ -187,7 +187,11 @@ def _middle(epochs: dict[int, tuple], epoch: int) -> int:
 def _other_restarts(run: runs.Run, kills: list[int]) -> str:
     """What restarted the run beside the kills in these updates, or another number of workers."""
     stops = [(event["update"], event["cause"]) for event in run.events("stopped")]
-    if [update for update, _ in stops] != [update - 1 for update in kills]:
+    # where all gradients were there, the other rank has completed the update
+    if len(stops) != len(kills) or any(
+        kill - held not in (0, 1) or "killed by SIGKILL" not in cause
+        for kill, (held, cause) in zip(kills, stops, strict=True)
+    ):
         return f"killed in updates {kills}, and restarted: {stops}"
     sizes = {event["world_size"] for event in run.events("started")}
     return "" if sizes == {2} else f"trained on {sizes} workers"
@@ -223,6 +227,13 @@ def data_of(recipe: Recipe, folder: Path) -> Path:
         data.mkdir(parents=True)
         recipe.data(data)
     return data
+
+
+def train_once(recipe: Recipe, folder: Path, data: Path, name: str) -> None:
+    """One update of a recipe; its checkpoint, for others to begin with, is in the folder `name`."""
+    option = "--max-update=1" if recipe.config is None else "optimization.max_update=1"
+    run = recipe.start_stock(folder / "before", data, option).finish()
+    run.save_dir.rename(folder / name)
 
 
 def check_stock(recipe: Recipe, data: Path, folder: Path) -> Outcome:

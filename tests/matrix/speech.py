@@ -193,6 +193,14 @@ RECIPES = (
         *("--target-code-size", "20", "--conv-channels", "32", "--label-smoothing", "0.1"),
     ),
     to_speech(
+        "speech to units, conformer",
+        "s2ut_conformer",
+        "speech_to_unit",
+        *SEQ2SEQ,
+        *("--target-is-code", "--target-code-size", "20", "--conv-channels", "32"),
+        *("--label-smoothing", "0.1"),
+    ),
+    to_speech(
         "speech to spectrograms",
         "s2spect_transformer",
         "speech_to_spectrogram",

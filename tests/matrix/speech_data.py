@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 import torch
 import yaml
+
 from matrix import text_data
 
 RATE = 16_000

@@ -1,7 +1,9 @@
 """Recipes of the tasks that read text."""
 
+from pathlib import Path
+
 from matrix import text_data
-from matrix.recipe import Recipe
+from matrix.recipe import Recipe, train_once
 
 ENCODER = (
     *("--encoder-layers", "2", "--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "64"),
@@ -80,6 +82,30 @@ def sentence(name, task, criterion, arch="roberta_base", **fields):
 
 def dummy(name, criterion="cross_entropy", **fields):
     return Recipe(name=name, criterion=criterion, data=None, batch=12, **fields)
+
+
+XLM = masked(
+    "cross_lingual_lm",
+    task="cross_lingual_lm",
+    criterion="legacy_masked_lm_loss",
+    arch="xlm_base",
+    data=text_data.by_language,
+    options=(
+        "--monolingual-langs",
+        "en,fr",
+        "--shuffle",
+        "--masked-lm-only",
+        "--num-segment",
+        "2",
+    ),
+)
+
+
+def pretrained_xlm(folder: Path) -> None:
+    """Pairs, and an XLM to begin with."""
+    text_data.parallel(folder, text_data.MaskedLMDictionary)
+    text_data.by_language(folder / "text")
+    train_once(XLM, folder, folder / "text", "xlm")
 
 
 RECIPES = (
@@ -188,6 +214,23 @@ RECIPES = (
         task="translation_from_pretrained_bart",
         arch="mbart_large",
         options=(*ROWS, *SEQ2SEQ, "--langs", "en,fr"),
+    ),
+    translation(
+        "translation from XLM",
+        task="translation_from_pretrained_xlm",
+        arch="transformer_from_pretrained_xlm",
+        data=pretrained_xlm,
+        options=(
+            *(*ROWS, *SEQ2SEQ, "--activation-fn", "gelu", "--encoder-learned-pos"),
+            *(
+                "--decoder-learned-pos",
+                "--pretrained-xlm-checkpoint",
+                "{data}/xlm/checkpoint_last.pt",
+            ),
+        ),
+    ),
+    translation(
+        "encoder and decoder of RoBERTa", arch="roberta_enc_dec", options=(*ROWS, *SEQ2SEQ)
     ),
     translation(
         "mixture of experts",
@@ -411,21 +454,7 @@ RECIPES = (
         ),
         quick=True,
     ),
-    masked(
-        "cross_lingual_lm",
-        task="cross_lingual_lm",
-        criterion="legacy_masked_lm_loss",
-        arch="xlm_base",
-        data=text_data.by_language,
-        options=(
-            "--monolingual-langs",
-            "en,fr",
-            "--shuffle",
-            "--masked-lm-only",
-            "--num-segment",
-            "2",
-        ),
-    ),
+    XLM,
     Recipe(
         name="denoising",
         task="denoising",
@@ -476,9 +505,12 @@ RECIPES = (
     dummy(
         "dummy_lm",
         task="dummy_lm",
-        arch="transformer_lm",
+        arch="dummy_model",
         options=(
-            *DECODER,
+            "--embed-dim",
+            "32",
+            "--num-layers",
+            "2",
             "--dict-size",
             "100",
             "--dataset-size",

@@ -49,6 +49,7 @@ def binarize(prefix: Path, words: Dictionary, text: list[str], append_eos: bool 
 
 def monolingual(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
     """As `fairseq-preprocess --only-source` makes it."""
+    folder.mkdir(exist_ok=True)
     words = dictionary(kind)
     words.save(str(folder / "dict.txt"))
     for split in SIZES:
@@ -81,6 +82,7 @@ def languages(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
 
 def by_language(folder: Path) -> None:
     """`train.en`, `train.fr`, for cross-lingual language models."""
+    folder.mkdir(exist_ok=True)
     words = dictionary(MaskedLMDictionary)
     words.save(str(folder / "dict.txt"))
     for split in SIZES:
@@ -88,9 +90,9 @@ def by_language(folder: Path) -> None:
             binarize(folder / f"{split}.{language}", words, lines(split, language))
 
 
-def parallel(folder: Path) -> None:
+def parallel(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
     """Pairs, the same text on one side only, and alignments (word by word, made up)."""
-    words = dictionary()
+    words = dictionary(kind)
     words.save(str(folder / "dict.txt"))
     for language in LANGUAGES:
         words.save(str(folder / f"dict.{language}.txt"))
