@@ -1,8 +1,8 @@
 """Every training task and criterion of fairseq 0.12.2, tiny: recipes, their data, and the check."""
 
-from matrix import configs, speech, text
+from matrix import configs, speech, text, translation
 
-RECIPES = (*text.RECIPES, *speech.RECIPES, *configs.RECIPES)
+RECIPES = (*translation.RECIPES, *text.RECIPES, *speech.RECIPES, *configs.RECIPES)
 
 MISSING = {
     "task": {},

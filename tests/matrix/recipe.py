@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +45,9 @@ class Recipe:
     batch: int
     """--fix-batch-size: 3 mini-batches, which 2 workers cannot share evenly."""
 
-    options: tuple[str, ...] = ()
+    options: str = ""
+    """As in a shell; hydra's overrides for a config."""
+
     config: str | None = None
     """For hydra: a file below fairseq/examples, or "" for fairseq's own; else a command line."""
 
@@ -60,7 +64,7 @@ class Recipe:
     """What keeps it from working, in a few words, where that is known."""
 
     def options_in(self, data: Path) -> list[str]:
-        return [option.replace("{data}", str(data)) for option in self.options]
+        return [option.replace("{data}", str(data)) for option in shlex.split(self.options)]
 
     def user_dir(self, folder: Path) -> Path:
         """The recorder; and with it, as fairseq takes one --user-dir only, those of the recipe."""
@@ -229,11 +233,11 @@ def data_of(recipe: Recipe, folder: Path) -> Path:
     return data
 
 
-def train_once(recipe: Recipe, folder: Path, data: Path, name: str) -> None:
-    """One update of a recipe; its checkpoint, for others to begin with, is in the folder `name`."""
+def train_once(recipe: Recipe, data: Path, folder: Path) -> None:
+    """`folder` holds a checkpoint of the recipe after one update, for others to begin with."""
     option = "--max-update=1" if recipe.config is None else "optimization.max_update=1"
-    run = recipe.start_stock(folder / "before", data, option).finish()
-    run.save_dir.rename(folder / name)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as run:
+        recipe.start_stock(Path(run), data, option).finish().save_dir.rename(folder)
 
 
 def check_stock(recipe: Recipe, data: Path, folder: Path) -> Outcome:

@@ -49,7 +49,6 @@ def binarize(prefix: Path, words: Dictionary, text: list[str], append_eos: bool 
 
 def monolingual(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
     """As `fairseq-preprocess --only-source` makes it."""
-    folder.mkdir(exist_ok=True)
     words = dictionary(kind)
     words.save(str(folder / "dict.txt"))
     for split in SIZES:
@@ -82,7 +81,6 @@ def languages(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
 
 def by_language(folder: Path) -> None:
     """`train.en`, `train.fr`, for cross-lingual language models."""
-    folder.mkdir(exist_ok=True)
     words = dictionary(MaskedLMDictionary)
     words.save(str(folder / "dict.txt"))
     for split in SIZES:

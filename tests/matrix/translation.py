@@ -1,0 +1,184 @@
+"""Recipes of the tasks that translate text."""
+
+from pathlib import Path
+
+from matrix import text_data
+from matrix.recipe import Recipe
+from matrix.text import DECODER, ENCODER, ROWS, XLM, pretrained
+
+SEQ2SEQ = f"{ENCODER} {DECODER}"
+PAIR = "--source-lang en --target-lang fr"
+PAIRS = "--lang-pairs en-fr,fr-en"
+SMOOTHED = "label_smoothed_cross_entropy"
+
+
+def translation(name, options, **fields):
+    fields = {
+        **{"task": "translation", "criterion": SMOOTHED, "arch": "transformer"},
+        **{"data": text_data.parallel, "batch": 12},
+    } | fields
+    return Recipe(name=name, options=options, **fields)
+
+
+def multilingual(name, options="", **fields):
+    options = f"{ROWS} {SEQ2SEQ} {PAIRS} {options}"
+    return translation(name, options, **{"arch": "multilingual_transformer"} | fields)
+
+
+def by_epoch(name, options, **fields):
+    options = f"{ROWS} {SEQ2SEQ} {PAIRS} --langs en,fr --sampling-method temperature {options}"
+    return translation(name, options, task="translation_multi_simple_epoch", **fields)
+
+
+def non_autoregressive(arch, options, **fields):
+    options = f"{PAIR} {ROWS} {SEQ2SEQ} {options}"
+    fields = {"task": "translation_lev", "criterion": "nat_loss"} | fields
+    return translation(arch, options, arch=arch, **fields)
+
+
+def pretrained_xlm(folder: Path) -> None:
+    """Pairs, and an XLM to begin with."""
+    text_data.parallel(folder, text_data.MaskedLMDictionary)
+    pretrained(XLM, folder)
+
+
+RECIPES = (
+    translation(
+        "translation",
+        f"{PAIR} {SEQ2SEQ} --max-tokens 60",
+        batch=180,
+        loaders=2,
+        quick=True,
+    ),
+    translation(
+        "translation, one vocabulary",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --share-all-embeddings",
+        criterion="cross_entropy",
+    ),
+    translation(
+        "translation with alignments",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --load-alignments --alignment-layer 1",
+        arch="transformer_align",
+        criterion="label_smoothed_cross_entropy_with_alignment",
+    ),
+    translation(
+        "convolutional translation",
+        f"{PAIR} {ROWS} --encoder-embed-dim 32 --decoder-embed-dim 32 --decoder-out-embed-dim 32 "
+        "--encoder-layers '[(32, 3)] * 2' --decoder-layers '[(32, 3)] * 2'",
+        arch="fconv",
+    ),
+    translation(
+        "convolutions with self-attention",
+        f"{PAIR} {ROWS} --encoder-embed-dim 32 --decoder-embed-dim 32 --decoder-out-embed-dim 32 "
+        "--encoder-layers '[(32, 3)] * 2' --decoder-layers '[(32, 3)] * 2' --self-attention True "
+        "--encoder-attention False",
+        arch="fconv_self_att",
+    ),
+    translation(
+        "recurrent translation",
+        f"{PAIR} {ROWS} --encoder-embed-dim 32 --decoder-embed-dim 32 --decoder-out-embed-dim 32 "
+        "--encoder-hidden-size 32 --decoder-hidden-size 32",
+        arch="lstm",
+    ),
+    translation(
+        "translation with light convolutions",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --encoder-conv-dim 32 --decoder-conv-dim 32 "
+        "--encoder-kernel-size-list [3,3] --decoder-kernel-size-list [3,3]",
+        arch="lightconv",
+    ),
+    translation(
+        "translation, encoder and decoder as RoBERTa",
+        f"{PAIR} {ROWS} {SEQ2SEQ}",
+        arch="roberta_enc_dec",
+    ),
+    translation(
+        "translation from BART",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --langs en,fr",
+        task="translation_from_pretrained_bart",
+        arch="mbart_base",
+    ),
+    translation(
+        "translation from XLM",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --activation-fn gelu --encoder-learned-pos "
+        "--decoder-learned-pos --max-source-positions 512 --max-target-positions 512 "
+        "--pretrained-xlm-checkpoint {data}/before/checkpoint_last.pt",
+        task="translation_from_pretrained_xlm",
+        arch="transformer_from_pretrained_xlm",
+        data=pretrained_xlm,
+    ),
+    translation(
+        "wait-k translation",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --simul-type waitk_fixed_pre_decision --waitk-lagging 2 "
+        "--fixed-pre-decision-ratio 2",
+        task="simul_text_to_text",
+        criterion="latency_augmented_label_smoothed_cross_entropy",
+        arch="transformer_monotonic_iwslt_de_en",
+        user_dirs=("simultaneous_translation",),
+    ),
+    translation(
+        "mixture of experts",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --method hMoElp --num-experts 2 --mean-pool-gating-network "
+        "--mean-pool-gating-network-encoder-dim 32",
+        task="translation_moe",
+        user_dirs=("translation_moe/translation_moe_src",),
+    ),
+    translation(
+        "pointer-generator",
+        f"{PAIR} {ROWS} {SEQ2SEQ} --alignment-layer 1 --alignment-heads 1 "
+        "--source-position-markers 8 --share-all-embeddings",
+        arch="transformer_pointer_generator",
+        user_dirs=("pointer_generator/pointer_generator_src",),
+    ),
+    translation(
+        "R3F translation",
+        f"{PAIR} {ROWS} {SEQ2SEQ}",
+        criterion="label_smoothed_cross_entropy_r3f",
+        user_dirs=("rxf/rxf_src",),
+    ),
+    multilingual("multilingual translation", task="multilingual_translation", loaders=2),
+    multilingual(
+        "latent depth",
+        "--share-encoders --share-decoders --decoder-latent-layer --target-layers 1 "
+        "--sparsity-weight 0.1 --soft-update 4 --anneal-updates 4",
+        task="multilingual_translation_latent_depth",
+        arch="latent_multilingual_transformer",
+        user_dirs=("latent_depth/latent_depth_src",),
+    ),
+    multilingual(
+        "semisupervised translation",
+        "--lambda-parallel-config 1.0 --lambda-denoising-config 1.0 "
+        "--lambda-otf-bt-config 0:0,4:0,5:1 --bt-max-len-b 2",
+        task="semisupervised_translation",
+    ),
+    translation(
+        "online back-translation",
+        f"{ROWS} {SEQ2SEQ} --mono-langs en,fr --valid-lang-pairs en-fr --share-all-embeddings",
+        task="online_backtranslation",
+        data=text_data.backtranslation,
+    ),
+    by_epoch(
+        "translation_multi_simple_epoch",
+        "--encoder-langtok src --decoder-langtok --sampling-temperature 1.5",
+        loaders=2,
+        quick=True,
+    ),
+    by_epoch(
+        "translation_multi_simple_epoch, virtual epochs",
+        "--virtual-epoch-size 96 --virtual-data-size 300",
+    ),
+    non_autoregressive(
+        "nonautoregressive_transformer",
+        "--noise full_mask --pred-length-offset --length-loss-factor 0.1 --src-embedding-copy",
+    ),
+    non_autoregressive("cmlm_transformer", "--noise random_mask", quick=True),
+    non_autoregressive(
+        "iterative_nonautoregressive_transformer",
+        "--noise full_mask --train-step 2 --dae-ratio 0.5 --stochastic-approx",
+    ),
+    non_autoregressive(
+        "nacrf_transformer",
+        "--noise full_mask --word-ins-loss-factor 0.5 --crf-beam-approx 8",
+    ),
+    non_autoregressive("levenshtein_transformer", "--noise random_delete"),
+    non_autoregressive("insertion_transformer", "--noise random_delete"),
+)
