@@ -9,10 +9,14 @@ This is fairseq's own order where it divides (fairseq/data/iterators.py, Sharded
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Batch = TypeVar("Batch")
+
+NUM_SAMPLED = 1000
+"""Mini-batches, evenly spaced, that a fingerprint is taken from: all would take too long."""
 
 
 def ceil_div(numerator: int, denominator: int) -> int:
@@ -82,3 +86,20 @@ class Layout:
         else:
             position += taken * self.world_size
         return min(position, num_batches)
+
+    def number(self, rank: int, position: int, place: int) -> int:
+        """Which of the epoch's mini-batches is at `place` of those that `shard` returned."""
+        block, turn = divmod(place, self.per_rank)
+        return position + block * self.group + turn * self.world_size + rank
+
+
+def fingerprint(batches: Sequence[Sequence[Any]], shuffled_by: str) -> str:
+    """A short text that another order, or other mini-batches, of an epoch do not have.
+
+    Args:
+        batches: before they are shuffled.
+        shuffled_by: what decides how they are.
+    """
+    sampled = [*batches[:: max(1, len(batches) // NUM_SAMPLED)], *batches[-1:]]
+    samples = ";".join(",".join(map(str, batch)) for batch in sampled)
+    return f"{zlib.crc32(f'{shuffled_by};{len(batches)};{samples}'.encode()):08x}"

@@ -7,100 +7,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import os
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 import fairseq_cli.train
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import iterators
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import exact, pace, train_iterator
-from fairseq_ray_plugin.batching import Layout
+from fairseq_ray_plugin import agreement, exact, pace, train_iterator
 from fairseq_ray_plugin.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.compat.modules import patch
+from fairseq_ray_plugin.data_hook import DataHistory
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
-from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator
+from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator, order_of
 
 
-def add_checkpoint_hook(
-    keeper: StateKeeper,
-    groups: tuple[int, ...] | None,
-    restore: str | None,
-    restart_epoch: bool = False,
-) -> None:
+def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
     """Patch fairseq, in this process, so that `keeper` knows the state at each boundary.
 
     Args:
-        groups: mini-batches in an update by epoch, with --fix-batch-size; else None.
+        history: is told of what is loaded.
         restore: the snapshot or checkpoint of this run to go on from; None: what the user's
             own options say.
-        restart_epoch: where positions do not survive a resize, start the epoch again.
     """
-    _deal_mini_batches(keeper, groups, restart_epoch)
     _record_boundaries(keeper)
     _show_progress(keeper)
     _extend_checkpoints(keeper)
-    _restore(keeper, restore)
-
-
-def _patch(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
-    """Replace a function of fairseq by one that gets the original as its first argument."""
-    original = getattr(owner, name)
-
-    def replace(function: Callable[..., Any]) -> None:
-        @functools.wraps(original)
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            return function(original, *args, **kwargs)
-
-        setattr(owner, name, patched)
-
-    return replace
-
-
-def _deal_mini_batches(
-    keeper: StateKeeper, groups: tuple[int, ...] | None, restart_epoch: bool
-) -> None:
-    if groups is not None:
-        iterators._chunk_iterator = train_iterator.without_empty
-
-    @_patch(Trainer, "get_train_iterator")
-    def get_train_iterator(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        iterator = original(trainer, *args, **kwargs)
-        by_world_size = (
-            trainer.cfg.dataset.grouped_shuffling
-            or trainer.cfg.distributed_training.fix_batches_to_gpus
-            or type(iterator) not in (iterators.EpochBatchIterator, ElasticEpochBatchIterator)
-        )
-        if by_world_size:
-            if not restart_epoch:
-                raise Refused(
-                    f"the training data's iterator ({type(iterator).__name__}) has no position "
-                    "that holds at another number of workers: pass --ray-restart-epoch"
-                )
-            train_iterator.restart_epoch_on_resize(iterator, keeper.world_size)
-        elif type(iterator) is iterators.EpochBatchIterator:
-            optimization = trainer.cfg.optimization
-            freqs = optimization.update_freq
-            layouts = [
-                Layout(
-                    world_size=keeper.world_size,
-                    group=group,
-                    fixed=groups is not None,
-                    skip_remainder=optimization.skip_remainder_batch,
-                )
-                for group in groups or [freq * keeper.world_size for freq in freqs]
-            ]
-            ElasticEpochBatchIterator.adopt(
-                iterator, lambda epoch: layouts[min(epoch, len(layouts)) - 1]
-            )
-        return iterator
+    _restore(keeper, history, restore)
 
 
 def _early_stop() -> tuple[float, int] | None:
@@ -113,7 +51,10 @@ def _best() -> float | None:
 
 
 def _record_boundaries(keeper: StateKeeper) -> None:
-    @_patch(fairseq_cli.train, "validate_and_save")
+    agreed: list[int] = []
+    """The update after which all ranks of this generation agreed: its first one."""
+
+    @patch(fairseq_cli.train, "validate_and_save")
     def validate_and_save(
         original: Any, cfg: Any, trainer: Any, task: Any, itr: Any, subsets: Any, end: bool
     ) -> Any:
@@ -123,6 +64,9 @@ def _record_boundaries(keeper: StateKeeper) -> None:
         before = Boundary(update, state, _best(), _early_stop(), pending=elastic or not end)
         # neither after catching up nor where --fp16 skipped an update
         is_further = keeper.boundary is None or update > keeper.boundary.update
+        if is_further and not agreed:
+            agreed.append(update)
+            agreement.check(trainer, order_of(itr))
         keeper.record(before)
         if is_further:
             keeper.on_boundary(update)
@@ -137,7 +81,7 @@ def _record_boundaries(keeper: StateKeeper) -> None:
         keeper.on_doing(pace.LOADING if end else pace.TRAINING)
         return losses, should_stop
 
-    @_patch(fairseq_cli.train, "train")
+    @patch(fairseq_cli.train, "train")
     def train(original: Any, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
         if keeper.catch_up:
             keeper.catch_up = False
@@ -187,7 +131,7 @@ def _show_progress(keeper: StateKeeper) -> None:
         (checkpoint_utils, "save_checkpoint", pace.SAVING),
     ):
 
-        @_patch(owner, name)
+        @patch(owner, name)
         def told(original: Any, *args: Any, what: str = what, **kwargs: Any) -> Any:
             keeper.on_doing(what)
             return original(*args, **kwargs)
@@ -196,7 +140,7 @@ def _show_progress(keeper: StateKeeper) -> None:
 def _extend_checkpoints(keeper: StateKeeper) -> None:
     written: list[str] = []
 
-    @_patch(Trainer, "save_checkpoint")
+    @patch(Trainer, "save_checkpoint")
     def save_state(original: Any, trainer: Any, filename: str, extra_state: Any) -> None:
         if "train_iterator" in extra_state and keeper.boundary is not None:
             position, step = extra_state["train_iterator"], None
@@ -211,10 +155,11 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         original(trainer, filename, extra_state)
         written.append(filename)
 
-    @_patch(checkpoint_utils, "save_checkpoint")
+    @patch(checkpoint_utils, "save_checkpoint")
     def save_checkpoint(
         original: Any, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any
     ) -> Any:
+        agreement.check(trainer, order_of(epoch_itr))
         written.clear()
         result = original(cfg, trainer, epoch_itr, val_loss)
         if written and keeper.rank == 0:
@@ -222,7 +167,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             keeper.on_checkpoint(path, trainer.get_num_updates())
         return result
 
-    @_patch(PathManager, "copy")
+    @patch(PathManager, "copy")
     def copy_whole(original: Any, source: str, target: str, overwrite: bool = False) -> Any:
         """A copy that is killed half-way must not leave a torn checkpoint_last.pt."""
         if PathManager.path_requires_pathmanager(target):
@@ -235,8 +180,8 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     PathManager.copy = staticmethod(PathManager.copy)
 
 
-def _restore(keeper: StateKeeper, restore: str | None) -> None:
-    @_patch(checkpoint_utils, "load_checkpoint")
+def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
+    @patch(checkpoint_utils, "load_checkpoint")
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         if restore is not None:
             # how the user's own first checkpoint is to be changed is done by now
@@ -275,11 +220,11 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
         keeper.attach(trainer, boundary)
         return extra_state, epoch_itr
 
-    @_patch(checkpoint_utils, "load_checkpoint_to_cpu")
+    @patch(checkpoint_utils, "load_checkpoint_to_cpu")
     def load_checkpoint_to_cpu(original: Any, *args: Any, **kwargs: Any) -> Any:
         return train_iterator.add_position(original(*args, **kwargs))
 
-    @_patch(Trainer, "load_checkpoint")
+    @patch(Trainer, "load_checkpoint")
     def load_state(
         original: Any,
         trainer: Any,
@@ -308,6 +253,7 @@ def _restore(keeper: StateKeeper, restore: str | None) -> None:
             PathManager.isfile = staticmethod(isfile)
         if not reset_optimizer:
             _refuse_lost_optimizer(trainer, path, restore)
+        history.loaded(extra_state)
         return extra_state
 
 

@@ -6,29 +6,41 @@ samples at another world size. Here a position is (epoch, mini-batches used by a
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from fairseq.data import data_utils, iterators
 
+from fairseq_ray_plugin import batching, noise
 from fairseq_ray_plugin.batching import Layout
+from fairseq_ray_plugin.protocol import Refused
 
 logger = logging.getLogger(__name__)
 
 POSITION = "mini_batches"
 """Key beside fairseq's own in a checkpoint's `train_iterator`: mini-batches used in the epoch."""
 
+ORDER = "order"
+"""Key of the fingerprint of the order in which they were counted."""
+
+LOADED_IN = "loaded_in"
+"""Key of the epoch for which the data set was loaded; what it draws may hang on that."""
+
 
 class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
     """An EpochBatchIterator whose position survives a change of the world size."""
 
+    loaded_in: int
+    """The epoch for which its data set was loaded."""
+
     _layout_of: Callable[[int], Layout]
+    _choice_of: Callable[[int], tuple[object, ...]] | None
+    _restart_epoch: bool
+    _order = ""
+    """Fingerprint of this epoch's mini-batches."""
+
     _start = 0
     """Position at which the epoch's iterator began."""
     _start_count = 0
@@ -36,30 +48,57 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
 
     @classmethod
     def adopt(
-        cls, iterator: iterators.EpochBatchIterator, layout_of: Callable[[int], Layout]
+        cls,
+        iterator: iterators.EpochBatchIterator,
+        layout_of: Callable[[int], Layout],
+        choice_of: Callable[[int], tuple[object, ...]] | None = None,
+        loaded_in: int = 1,
+        restart_epoch: bool = False,
     ) -> None:
-        """Turn a stock iterator, just made, into an elastic one; `layout_of` is asked by epoch."""
+        """Turn a stock iterator, just made, into an elastic one.
+
+        Args:
+            layout_of: asked by epoch.
+            choice_of: what seeds an epoch's noise, beside the number of the mini-batch; None: the
+                noise is stock's, and hangs on the loader process and all that it did before.
+            loaded_in: the epoch for which its data set was loaded.
+            restart_epoch: where a position counts in another order than is there, start the epoch
+                again; otherwise that is refused.
+        """
         iterator.__class__ = cls
-        iterator._layout_of = layout_of
+        iterator._layout_of, iterator._choice_of = layout_of, choice_of
+        iterator.loaded_in, iterator._restart_epoch = loaded_in, restart_epoch
         iterator.skip_remainder_batch = False  # the layout leaves the remainder out
-        if layout_of(1).fixed:
+        if choice_of is not None:
             # loader processes that live on keep the first epoch's noise (masks): a restart,
             # which starts new ones, would change the training
             iterator.reuse_dataloader = False
+            if iterator.num_workers == 0:
+                # a thread that makes batches ahead would draw from the generators of the model
+                iterator.buffer_size = 0
+            noise.seed_batches_of(iterator.dataset)
 
     def ordered_batches(
         self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool
-    ) -> list[list[int]]:
+    ) -> Sequence[Sequence[int]]:
         batches = self.frozen_batches
+        self._order = batching.fingerprint(batches, f"{shuffle and self.seed}")
         if shuffle:
             batches = list(batches)
             with data_utils.numpy_seed(self.seed + epoch):
                 np.random.shuffle(batches)
-        mine = self._layout_of(epoch).shard(batches, self.shard_id, self._start, [])
+        layout, start, count = self._layout_of(epoch), self._start, self._start_count
+        mine = layout.shard(batches, self.shard_id, start, [])
         if self._supports_prefetch:
             self.dataset.prefetch([index for batch in mine for index in batch])
         # FrozenBatchSampler drops as many as were counted before
-        return [[]] * self._start_count + mine
+        mine = [[]] * count + mine
+        if self._choice_of is None:
+            return mine
+        choice, rank = self._choice_of(epoch), self.shard_id
+        return noise.SeededBatches(
+            mine, lambda place: (*choice, layout.number(rank, start, place - count))
+        )
 
     def _get_iterator_for_epoch(
         self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
@@ -82,14 +121,18 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
             "iterations_in_epoch": self.position // self.num_shards,
             "shuffle": self.shuffle,
             POSITION: self.position,
+            ORDER: self._order,
+            LOADED_IN: self.loaded_in,
         }
 
     def state_dict(self) -> dict[str, Any]:
         if not self.end_of_epoch():
             return self.position_state()
-        return {**super().state_dict(), POSITION: 0}
+        return {**super().state_dict(), POSITION: 0, LOADED_IN: self.loaded_in}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if callable(self.batch_sampler) and self.epoch != state_dict["epoch"]:
+            self._frozen_batches = None  # it makes other ones in each epoch
         self.epoch = state_dict["epoch"]
         self._next_epoch_itr = None
         position = state_dict.get(POSITION, 0)
@@ -103,10 +146,32 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
         self._start_count = position // layout.group * layout.per_rank
         shuffle = state_dict.get("shuffle", True)
         iterator = super()._get_iterator_for_epoch(self.epoch, shuffle, offset=self._start_count)
+        if state_dict.get(ORDER, self._order) != self._order:
+            self._other_order(position)
+            return
         if iterator is None:  # the epoch is used up, but its end not yet dealt with
             iterator = iterators.CountingIterator([], start=self._start_count)
         self.shuffle = shuffle
         self._next_epoch_itr = iterator
+
+    def _other_order(self, position: int) -> None:
+        """The position counts in an order that is not this one: the epoch begins again, or ends."""
+        change = (
+            f"its mini-batches, or their order, are not those of which {position} have been used "
+            "(the data, the seed or what makes batches has changed, or the task orders its data by "
+            "something else than the epoch)"
+        )
+        if not self._restart_epoch:
+            raise Refused(
+                f"training cannot go on in epoch {self.epoch}: {change}; --ray-restart-epoch "
+                "begins the epoch again"
+            )
+        logger.warning("epoch %s begins again: %s", self.epoch, change)
+
+
+def order_of(iterator: Any) -> str:
+    """The fingerprint of an iterator's order; "" where it has none."""
+    return iterator._order if isinstance(iterator, ElasticEpochBatchIterator) else ""
 
 
 WORLD_SIZE = "world_size"
@@ -128,12 +193,12 @@ def add_position(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def restart_epoch_on_resize(iterator: Any, world_size: int) -> None:
+def restart_epoch_on_resize(iterator: Any, world_size: int, loaded_in: int) -> None:
     """A stock iterator, loading the state of another world size, begins that epoch again.
 
     One that streams keeps no position at all: fairseq begins its epoch again at every start.
     """
-    load_state_dict = iterator.load_state_dict
+    load_state_dict, state_dict_of = iterator.load_state_dict, iterator.state_dict
 
     def load(state_dict: Mapping[str, Any]) -> None:
         epoch, before = state_dict["epoch"], state_dict.get(WORLD_SIZE, world_size)
@@ -148,6 +213,7 @@ def restart_epoch_on_resize(iterator: Any, world_size: int) -> None:
         load_state_dict(state_dict)
 
     iterator.load_state_dict = load
+    iterator.state_dict = lambda: {**state_dict_of(), LOADED_IN: loaded_in}
 
 
 def without_empty(
@@ -163,35 +229,3 @@ def without_empty(
 
 
 _stock_chunks = iterators._chunk_iterator
-
-
-def seed_by_mini_batch(trainer: Any, rank: int, world_size: int) -> None:
-    """Make every random choice in a mini-batch depend on (seed, update, its place in the update).
-
-    This takes the place of stock's seeding, once an update and alike on all ranks, by which
-    dropout depends on the world size.
-    """
-    train_step = trainer.task.train_step
-    seed_of_run = trainer.cfg.common.seed  # reading the configuration takes longer than seeding
-    place = rank
-
-    def begin_update() -> None:
-        nonlocal place
-        place = rank
-
-    @functools.wraps(train_step)
-    def seeded_train_step(*args: Any, **kwargs: Any) -> Any:
-        nonlocal place
-        choice = f"{seed_of_run},{trainer.get_num_updates()},{place}"
-        seed = int.from_bytes(hashlib.blake2b(choice.encode(), digest_size=4).digest(), "little")
-        # not torch.manual_seed: before CUDA is in use it keeps a stack trace for each call
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        place += world_size
-        return train_step(*args, **kwargs)
-
-    trainer._set_seed = begin_update
-    trainer.task.train_step = seeded_train_step

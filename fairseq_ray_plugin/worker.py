@@ -29,9 +29,10 @@ import torch.distributed as dist
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import pace, train_iterator
+from fairseq_ray_plugin import pace
 from fairseq_ray_plugin.boundary import StateKeeper
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
+from fairseq_ray_plugin.data_hook import add_data_hook
 from fairseq_ray_plugin.protocol import Refused
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,10 @@ def train_rank(
         torch.set_num_threads(assignment.threads)
         set_num_resources(cfg, assignment)
         set_batch_size(cfg, assignment.groups, assignment.world_size)
-        add_checkpoint_hook(keeper, assignment.groups, assignment.restore, assignment.restart_epoch)
-        if assignment.groups is not None:
-            _seed_mini_batches(keeper)
+        history = add_data_hook(
+            assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
+        )
+        add_checkpoint_hook(keeper, history, assignment.restore)
         if assignment.world_size > 1:
             _join(cfg, assignment, listener)
             with warnings.catch_warnings():
@@ -268,16 +270,6 @@ def set_batch_size(cfg: Any, groups: tuple[int, ...] | None, world_size: int) ->
         if cfg.common.fp16 and cfg.common.fp16_scale_window is None:
             # fairseq's default, 2^14 / ranks / update_freq, by what does not change with the ranks
             cfg.common.fp16_scale_window = max(1, 2**14 // groups[0])
-
-
-def _seed_mini_batches(keeper: StateKeeper) -> None:
-    attach = keeper.attach
-
-    def attach_seeded(trainer: Any, boundary: Any) -> None:
-        train_iterator.seed_by_mini_batch(trainer, keeper.rank, keeper.world_size)
-        attach(trainer, boundary)
-
-    keeper.attach = attach_seeded  # type: ignore[method-assign]
 
 
 def _join(cfg: Any, assignment: Assignment, listener: int | None) -> None:

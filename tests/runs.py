@@ -19,6 +19,7 @@ TESTS = Path(__file__).resolve().parent
 RECORDER = TESTS / "recorder"
 STATEFUL = TESTS / "stateful"
 STREAMING = TESTS / "streaming"
+CLOCKWORK = TESTS / "clockwork"
 LIMIT_S = 150
 
 

@@ -3,10 +3,11 @@
 import time
 import tracemalloc
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ray_plugin.batching import Layout
+from fairseq_ray_plugin.batching import Layout, fingerprint
 
 EMPTY: list[int] = []
 
@@ -103,3 +104,58 @@ def test_ten_million_mini_batches_are_dealt_in_two_seconds_and_200_mb():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200e6
+
+
+@given(
+    world_size=st.integers(1, 12),
+    group=st.integers(1, 12),
+    fixed=st.booleans(),
+    num_updates=st.integers(0, 40),
+    num_batches=st.integers(0, 200),
+)
+def test_each_mini_batch_of_a_rank_knows_its_number(
+    world_size, group, fixed, num_updates, num_batches
+):
+    if not fixed:
+        group *= world_size
+    layout = Layout(world_size=world_size, group=group, fixed=fixed)
+    position = min(num_updates * group, num_batches)
+    batches = list(range(num_batches))
+    for rank in range(layout.world_size):
+        for place, batch in enumerate(layout.shard(batches, rank, position, None)):
+            assert batch in (None, layout.number(rank, position, place))
+
+
+def test_a_fingerprint_tells_orders_apart_and_nothing_else():
+    batches = [[i, i + 1] for i in range(0, 4000, 2)]
+    expected = fingerprint(batches, "5")
+    assert expected == fingerprint(tuple(np.array(batch) for batch in batches), "5")
+    others = (
+        *(batches[:-1], [*batches[:-1], [3998]], batches[::-1]),
+        *([[0, 1, 2], [3], *batches[2:]], [[1, 0], *batches[1:]]),
+    )
+    assert expected not in {fingerprint(other, "5") for other in others}
+    assert expected != fingerprint(batches, "6")
+
+
+def test_a_fingerprint_costs_less_than_one_hundredth_of_making_the_mini_batches():
+    from fairseq.data import data_utils
+
+    sizes = np.random.RandomState(0).randint(10, 400, 1_000_000)
+
+    def make():
+        indices = np.lexsort([np.random.permutation(len(sizes)), sizes])
+        made = data_utils.batch_by_size(
+            indices, num_tokens_fn=None, num_tokens_vec=sizes[indices], max_sentences=8
+        )
+        np.random.shuffle(list(made))
+        return made
+
+    def seconds(function, *arguments):
+        begin = time.process_time()
+        result = function(*arguments)
+        return time.process_time() - begin, result
+
+    made = [seconds(make) for _ in range(3)]
+    taken = [seconds(fingerprint, batches, "5")[0] for _, batches in made for _ in range(3)]
+    assert min(taken) < 0.01 * min(duration for duration, _ in made)

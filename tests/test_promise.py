@@ -2,7 +2,7 @@
 
 import data
 import torch
-from runs import ray_train
+from runs import CLOCKWORK, ray_train
 
 MASKED_LM = (*data.MASKED_LM, "--fix-batch-size", "8")
 
@@ -93,3 +93,46 @@ def test_checkpoints_are_not_left_to_a_package_that_is_not_there(tmp_path, engli
     assert 2 == run.wait()
     assert run.lines[-1].endswith("on every node, or leave the option out")
     assert [] == run.events()
+
+
+def test_ranks_that_drift_apart_end_the_run_before_a_checkpoint_is_written(
+    tmp_path, english, two_nodes
+):
+    drift = fault(1, 15, "drift") | {"where": "optimizer"}
+    options = ("--max-update", "40", "--save-interval-updates", "10")
+    run = ray_train(
+        tmp_path, english, MASKED_LM, *options, address=two_nodes.address, faults=[drift]
+    )
+    assert 1 == run.wait()
+    assert "after update 20, rank 1 of 2 had other parameters than the rest" in run.output
+    assert "Traceback" not in run.output
+    assert (run.save_dir / "checkpoint_1_10.pt").exists()
+    assert not (run.save_dir / "checkpoint_1_20.pt").exists()
+    again = tmp_path / "again"
+    drift = fault(1, 1, "drift") | {"where": "optimizer"}
+    run = ray_train(again, english, MASKED_LM, *options, address=two_nodes.address, faults=[drift])
+    assert 1 == run.wait()
+    assert "after update 1, rank 1 of 2 had other parameters" in run.output, "without a checkpoint"
+
+
+def test_data_that_is_ordered_by_the_clock_is_refused(tmp_path, english, nodes):
+    options = (
+        *(*MASKED_LM, "--user-dir", CLOCKWORK, "--task", "clockwork_masked_lm"),
+        *("--max-epoch", "1", "--save-interval-updates", "10"),
+    )
+
+    def train(name, *more):
+        folder, address = tmp_path / name, nodes.address
+        return ray_train(folder, english, options, *more, address=address)
+
+    nodes.add()
+    assert 0 == train("alone", "--max-update", "10").wait()
+    run = train("alone")
+    assert 1 == run.wait()
+    assert "cannot go on in epoch 1: its mini-batches, or their order, are not" in run.output
+    run = train("alone", "--ray-restart-epoch", "--max-update", "15").finish()
+    assert "epoch 1 begins again" in run.output
+    nodes.add()
+    run = train("two")
+    assert 1 == run.wait()
+    assert "after update 1, rank 1 of 2 had data in another order than the rest" in run.output

@@ -1,8 +1,5 @@
 """fairseq's real iterators, one per rank, through any sequence of world sizes."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from fairseq.data import iterators
@@ -11,6 +8,7 @@ from hypothesis import strategies as st
 
 from fairseq_ray_plugin import train_iterator
 from fairseq_ray_plugin.batching import Layout
+from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator, add_position
 
 
@@ -57,7 +55,8 @@ def make(rank, world_size, num_batches, groups, freqs, skip=False, num_workers=0
             skip_remainder=skip,
         )
 
-    ElasticEpochBatchIterator.adopt(iterator, layout_of)
+    choice_of = (lambda epoch: (5, epoch)) if groups else None
+    ElasticEpochBatchIterator.adopt(iterator, layout_of, choice_of)
     return iterator, layout_of
 
 
@@ -190,38 +189,22 @@ def test_loader_processes_see_each_epoch_of_a_fixed_batch(num_workers):
         assert [{epoch}] * 13 == seen
 
 
-def test_dropout_depends_on_the_mini_batch_and_not_on_the_rank():
-    class Trainer:
-        class cfg:
-            class common:
-                seed = 3
-
-        def __init__(self):
-            self.task = self
-            self.choices = []
-
-        def get_num_updates(self):
-            return 7
-
-        def _set_seed(self):
-            torch.manual_seed(0)
-
-        def train_step(self):
-            self.choices.append((float(torch.rand(1)), float(np.random.rand())))
-
-    def choices(rank, world_size):
-        trainer = Trainer()
-        train_iterator.seed_by_mini_batch(trainer, rank, world_size)
-        for _ in range(2):  # a second update starts its count again
-            trainer._set_seed()
-            for _ in range(math.ceil(6 / world_size)):
-                trainer.task.train_step()
-        half = len(trainer.choices) // 2
-        assert trainer.choices[:half] == trainer.choices[half:]
-        return trainer.choices[:half]
-
-    alone = choices(0, 1)
-    assert 6 == len(set(alone))
-    for world_size in (2, 3):
-        for rank in range(world_size):
-            assert alone[rank::world_size] == choices(rank, world_size)
+def test_a_position_in_another_order_is_refused_or_begins_the_epoch_again():
+    _, state = train(2, None, 4, num_batches=23, freqs=[2])
+    for num_batches in (22, 24):
+        iterator, _ = make(0, 2, num_batches, None, [2])
+        with pytest.raises(Refused, match="epoch 1: its mini-batches, or their order.* 16 have"):
+            iterator.load_state_dict(state)
+    iterator.seed += 1
+    iterator._restart_epoch = True
+    iterator.load_state_dict(state)
+    assert 0 == iterator.position and 1 == iterator.next_epoch_idx
+    assert 12 == len(iterator.next_epoch_itr())
+    for other in ({"seed": 6}, {"shuffle": False}):
+        iterator, _ = make(0, 2, 23, None, [2])
+        iterator.seed = other.get("seed", 5)
+        with pytest.raises(Refused):
+            iterator.load_state_dict(state | other)
+    iterator, _ = make(1, 3, 23, None, [2])
+    iterator.load_state_dict(state)
+    assert 16 == iterator.position, "it is the same order at any number of ranks"

@@ -1,5 +1,6 @@
 """Changing names in other people's modules, right after those have been imported."""
 
+import functools
 import importlib.abc
 import importlib.machinery
 import types
@@ -42,3 +43,17 @@ class Overlay(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._overlaid, name)
+
+
+def patch(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Replace a function by one that gets the original as its first argument."""
+    original = getattr(owner, name)
+
+    def replace(function: Callable[..., Any]) -> None:
+        @functools.wraps(original)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return function(original, *args, **kwargs)
+
+        setattr(owner, name, patched)
+
+    return replace

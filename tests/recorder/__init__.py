@@ -3,9 +3,9 @@
 FAIRSEQ_RECORD names a folder; each training process appends two lines per update to a file there.
 FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
 making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
-signal that the process sends itself, "raise", "hang" (a deadlock), or "nan" (in a parameter). A
-file `fired_N` shows that fault N happened. Faults at the same update happen together, or the first
-would stop the other ranks before theirs.
+signal that the process sends itself, "raise", "hang" (a deadlock), or to a parameter "nan" or
+"drift" (its values change a little). A file `fired_N` shows that fault N happened. Faults at the
+same update happen together, or the first would stop the other ranks before theirs.
 FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to disturb a run on
 a machine of any speed; until a file `hurry` is in the folder.
 """
@@ -53,6 +53,8 @@ def fail_if_asked(where, update, trainer=None):
                     threading.Event().wait()
                 case "nan":
                     next(trainer.model.parameters()).data.fill_(float("nan"))
+                case "drift":
+                    next(trainer.model.parameters()).data[0].add_(1e-3)
                 case name:
                     os.kill(os.getpid(), signal.Signals[name])
 

@@ -1,0 +1,75 @@
+"""Whether all ranks hold what they should hold alike: their parameters, and the order of the data.
+
+Ranks drift apart where gradients are not averaged, a model draws something that is its own on
+each rank, or a task orders the data by something that is not the same everywhere. Training goes
+on as if nothing were wrong, and is another one.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from fairseq_ray_plugin.protocol import Refused
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def checksum(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """A number on the parameters' device, of all their bits; where two differ, it does, too."""
+    total: Any = torch.zeros((), dtype=torch.int64)
+    for number, parameter in enumerate(parameters, 1):
+        bits = parameter.detach().view(_BITS[parameter.element_size()])
+        total = total.to(bits.device) + number * bits.sum(dtype=torch.int64)
+    return total
+
+
+def check(trainer: Any, order: str) -> None:
+    """All ranks agree after this update; each of them calls this, at the same time.
+
+    Args:
+        order: fingerprint of the order of the data, a hexadecimal number or nothing.
+
+    Raises:
+        Refused: they do not; on every rank.
+    """
+    if trainer.data_parallel_world_size == 1 or differs_by_design(trainer.cfg):
+        return
+    # experts are each rank's own
+    shared = (
+        p
+        for p in trainer.model.parameters()
+        if not (getattr(p, "expert", False) or getattr(p, "base_expert", False))
+    )
+    mine = torch.stack([checksum(shared), torch.tensor(int(order or "0", 16))]).to(trainer.device)
+    all_ranks = [torch.empty_like(mine) for _ in range(trainer.data_parallel_world_size)]
+    torch.distributed.all_gather(all_ranks, mine, group=trainer.data_parallel_process_group)
+    parameters, orders = zip(*(pair.tolist() for pair in all_ranks), strict=True)
+    when = f"after update {trainer.get_num_updates()}"
+    for values, what in ((orders, "data in another order"), (parameters, "other parameters")):
+        if odd := odd_ones(values):
+            raise Refused(
+                f"{when}, {odd} of {len(values)} had {what} than the rest; what followed would be "
+                "another training. Checkpoints are from before that: all ranks agreed on each"
+            )
+
+
+def differs_by_design(cfg: Any) -> bool:
+    """Whether ranks hold each their own: between two syncs, or a shard of one whole."""
+    distributed = cfg.distributed_training
+    return bool(
+        cfg.optimization.use_bmuf
+        or distributed.ddp_backend in ("slow_mo", "slowmo", "fully_sharded")
+        or distributed.pipeline_model_parallel
+        or cfg.common.model_parallel_size > 1
+    )
+
+
+def odd_ones(values: Sequence[int]) -> str:
+    """The ranks that do not have what most have, or of two not what the first has; for people."""
+    ((usual, _),) = collections.Counter(values).most_common(1)
+    odd = [str(rank) for rank, value in enumerate(values) if value != usual]
+    return f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}" if odd else ""
