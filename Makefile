@@ -2,6 +2,7 @@
 # make test      run the tests
 # make check     lint, format and types
 # make bench     measure what faults cost, side by side with others (about 1 hour, on a quiet machine)
+# make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up
@@ -20,7 +21,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench clean
+.PHONY: roberta test check bench matrix clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -40,6 +41,9 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/faults.py
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
+
+matrix: $(STAMPS)/matrix
+	@$(BIN)/python benchmarks/matrix.py
 
 clean:
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -81,6 +85,12 @@ $(STAMPS)/bench: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: benchmark packages (less than 1 minute) ..."
 	@$(INSTALL) -e '.[aws,bench,example,test]'
+	@touch $@
+
+$(STAMPS)/matrix: $(STAMPS)/test
+	@$(drop-half-installed)
+	@echo "Setting up .venv: packages of the matrix (a few seconds) ..."
+	@$(INSTALL) -e '.[aws,example,matrix,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.
