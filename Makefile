@@ -43,6 +43,7 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/same_training.py
 
 matrix: $(STAMPS)/matrix
+	@rm -f benchmarks/matrix.jsonl
 	@$(BIN)/python benchmarks/matrix.py
 
 clean:

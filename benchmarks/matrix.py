@@ -1,16 +1,19 @@
 """What was run: fairseq's tasks and criterions, killed in each epoch, log the same losses.
 
-    python benchmarks/matrix.py                    # all recipes; writes docs/compatibility.md
+    python benchmarks/matrix.py                    # all recipes
     python benchmarks/matrix.py masked_lm hubert   # these alone, with the log of one that fails
     python benchmarks/matrix.py --stock masked_lm  # as stock fairseq trains it, in one process
 
-The recipes are in tests/matrix, and tests/test_matrix.py runs a dozen of them.
+The recipes are in tests/matrix, and tests/test_matrix.py runs a dozen of them. A line per recipe
+is added to benchmarks/matrix.jsonl, and docs/compatibility.md is made again from the newest.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -29,6 +32,7 @@ from matrix.recipe import Outcome, Recipe, check, check_stock, data_of  # noqa: 
 LINES = 15
 """Of the log of a recipe that fails."""
 
+RESULTS = ROOT / "benchmarks" / "matrix.jsonl"
 PAGE = ROOT / "docs" / "compatibility.md"
 
 
@@ -40,7 +44,6 @@ def main() -> None:
     if unknown := set(arguments.names) - {recipe.name for recipe in RECIPES}:
         parser.error(f"no recipe {sorted(unknown)}: {', '.join(r.name for r in RECIPES)}")
     chosen = [recipe for recipe in RECIPES if recipe.name in (arguments.names or recipe.name)]
-    outcomes = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="frp", ignore_cleanup_errors=True)
@@ -49,13 +52,15 @@ def main() -> None:
         address = "" if arguments.stock else stack.enter_context(faults.cluster()).address
         for number, recipe in enumerate(chosen):
             begin = time.monotonic()
-            outcomes.append(run(recipe, Path(folder), Path(folder) / str(number), address))
+            outcome = run(recipe, Path(folder), Path(folder) / str(number), address)
             seconds = time.monotonic() - begin
-            print(f"{recipe.name}: {in_words(outcomes[-1])} ({seconds:.0f} s)", flush=True)
-            if arguments.names and outcomes[-1].why:
-                print("\n".join(outcomes[-1].log.splitlines()[-LINES:]))
-    if not arguments.names and not arguments.stock:
-        write(outcomes)
+            print(f"{recipe.name}: {in_words(outcome)} ({seconds:.0f} s)", flush=True)
+            if arguments.names and outcome.why:
+                print("\n".join(outcome.log.splitlines()[-LINES:]))
+            if address:
+                keep(recipe, outcome, seconds)
+    if address:
+        write()
 
 
 def run(recipe: Recipe, folder: Path, here: Path, address: str) -> Outcome:
@@ -73,36 +78,46 @@ def in_words(outcome: Outcome) -> str:
     return f"{outcome.updates} updates" + (f"; {outcome.why}" if outcome.why else "")
 
 
-def write(outcomes: list[Outcome]) -> None:
-    """docs/compatibility.md: the table of all recipes."""
+def keep(recipe: Recipe, outcome: Outcome, seconds: float) -> None:
+    line = {"name": recipe.name, "date": str(datetime.date.today()), "seconds": round(seconds)}
+    line |= dataclasses.asdict(dataclasses.replace(outcome, log=""))
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def write() -> None:
+    """docs/compatibility.md: the newest result of each recipe."""
+    with open(RESULTS, encoding="utf-8") as file:
+        newest = {line["name"]: line for line in map(json.loads, file)}
+    run = [(recipe, newest[recipe.name]) for recipe in RECIPES if recipe.name in newest]
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
         for name in ("fairseq", "ray", "torch", "numpy")
     )
-    same = sum(outcome.same for outcome in outcomes)
+    days = sorted({result["date"] for _, result in run})
     lines = [
         "# Compatibility",
         "",
-        f"What was run, on {datetime.date.today()}, with {versions} and Python "
-        f"{platform.python_version()}, on CPUs: {len(outcomes)} trainings, of which {same} log the "
-        "same losses.",
+        f"What was run, on {' to '.join(dict.fromkeys([days[0], days[-1]]))}, with {versions} and "
+        f"Python {platform.python_version()}, on CPUs: {len(run)} trainings, of which "
+        f"{sum(result['same'] for _, result in run)} have the same losses through failures.",
         "",
-        "`make matrix` trains each of these for two epochs with a small model and a fixed batch: "
+        "`make matrix` trains each of these for two epochs, with a small model and a fixed batch: "
         "undisturbed on one worker, and again on two with loader processes, of which one is killed "
         "(`kill -9`) in each epoch. It *starts* if it trains on one worker; it *survives* if on "
-        "two it ends well, with those two restarts and no other; and it has the *same losses* if "
-        "loss (to 1e-4 or the last digit logged), gradient norm (1e-2), learning rate, tokens and "
-        "sentences of every update were logged alike. `--ddp-backend` is the default.",
+        "two it ends well, after those two restarts and no other; and it has the *same losses* if "
+        "loss (to 1e-4, or the last digit logged), gradient norm (1e-2), learning rate, tokens and "
+        "sentences of every update were logged alike. `--ddp-backend` is the default, or what the "
+        "config says.",
         "",
         "| training | task | criterion | architecture | starts | survives | same losses | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for recipe, outcome in zip(RECIPES, outcomes, strict=True):
-        why = recipe.why or outcome.why if not outcome.same else ""
-        marks = (outcome.starts, outcome.survives, outcome.same)
-        cells = (recipe.name, recipe.task, recipe.criterion, recipe.arch)
-        cells = (*cells, *("yes" if mark else "no" for mark in marks), why.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
+    for recipe, result in run:
+        note = recipe.note or result["why"]
+        marks = ("yes" if result[key] else "no" for key in ("starts", "survives", "same"))
+        cells = (recipe.name, recipe.task, recipe.criterion, recipe.arch, *marks)
+        lines.append(f"| {' | '.join(cells)} | {note} |")
     lines += ["", "Not run:", ""]
     for kind, names in MISSING.items():
         lines += [f"- {kind} `{name}`: {why}" for name, why in names.items()]

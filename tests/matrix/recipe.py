@@ -60,8 +60,8 @@ class Recipe:
     quick: bool = False
     """It is one of those that `make test` runs."""
 
-    why: str = ""
-    """What keeps it from working, in a few words, where that is known."""
+    note: str = ""
+    """What the table is to say on it, such as what keeps it from working."""
 
     def options_in(self, data: Path) -> list[str]:
         return [option.replace("{data}", str(data)) for option in shlex.split(self.options)]
@@ -170,12 +170,13 @@ def check(recipe: Recipe, data: Path, folder: Path, address: str) -> Outcome:
 
 
 def failure(run: runs.Run) -> str:
-    """Why the run did not end well: the last exception, or what it was told; empty if it did."""
+    """Why the run did not end well, in a line; empty if it did."""
     try:
         run.finish()
     except AssertionError as error:
         said = [line for line in run.lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        said += [line for line in run.lines if "error:" in line]
+        said += [line for line in run.lines if "error: " in line or "| ERROR |" in line]
+        said += [event["cause"].strip().splitlines()[-1] for event in run.events("failed")]
         return (said or [str(error).splitlines()[0]])[-1][:200]
     return ""
 
