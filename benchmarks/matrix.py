@@ -114,10 +114,11 @@ def write() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     for recipe, result in run:
-        note = recipe.note or result["why"]
+        ddp = f"with `{recipe.ddp}`" if recipe.ddp else ""
+        notes = "; ".join(filter(None, (ddp, recipe.note or result["why"])))
         marks = ("yes" if result[key] else "no" for key in ("starts", "survives", "same"))
         cells = (recipe.name, recipe.task, recipe.criterion, recipe.arch, *marks)
-        lines.append(f"| {' | '.join(cells)} | {note} |")
+        lines.append(f"| {' | '.join(cells)} | {'; '.join(notes)} |")
     lines += ["", "Not run:", ""]
     for kind, names in MISSING.items():
         lines += [f"- {kind} `{name}`: {why}" for name, why in names.items()]

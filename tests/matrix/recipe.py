@@ -54,6 +54,9 @@ class Recipe:
     user_dirs: tuple[str, ...] = ()
     """Folders below fairseq/examples that --user-dir would name."""
 
+    ddp: str = ""
+    """Options that the gradients of its model want, with stock fairseq too."""
+
     loaders: int = 1
     """Loader processes of a disturbed rank (--num-workers)."""
 
@@ -64,7 +67,10 @@ class Recipe:
     """What the table is to say on it, such as what keeps it from working."""
 
     def options_in(self, data: Path) -> list[str]:
-        return [option.replace("{data}", str(data)) for option in shlex.split(self.options)]
+        return [
+            option.replace("{data}", str(data))
+            for option in shlex.split(f"{self.options} {self.ddp}")
+        ]
 
     def user_dir(self, folder: Path) -> Path:
         """The recorder; and with it, as fairseq takes one --user-dir only, those of the recipe."""

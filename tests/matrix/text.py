@@ -16,6 +16,10 @@ DECODER = (
 ROWS = "--batch-size 4"
 """24 mini-batches of sentences an epoch, and 8 updates at a batch of 12."""
 
+LEGACY = "--ddp-backend legacy_ddp"
+"""For models that are called by their parts: the default synchronizes the whole."""
+
+UNUSED = "--find-unused-parameters"
 BLOCKS = f"{ROWS} --tokens-per-sample 16"
 
 
@@ -65,6 +69,7 @@ def pretrained(recipe: Recipe, folder: Path) -> None:
     train_once(recipe, data, folder / "before")
 
 
+MASKED = masked("masked_lm", "--sample-break-mode none", loaders=2, quick=True)
 XLM = masked(
     "cross_lingual_lm",
     # the head for sentences is not used, which the default --ddp-backend has to be told
@@ -73,6 +78,7 @@ XLM = masked(
     criterion="legacy_masked_lm_loss",
     arch="xlm_base",
     data=text_data.by_language,
+    ddp=UNUSED,
 )
 
 RECIPES = (
@@ -80,9 +86,9 @@ RECIPES = (
     language_model(
         "adaptive softmax",
         f"{DECODER} --adaptive-softmax-cutoff 10,20 --adaptive-input --adaptive-input-cutoff 10,20 "
-        "--decoder-input-dim 32 --decoder-output-dim 32 --tie-adaptive-weights "
-        "--ddp-backend legacy_ddp",
+        "--decoder-input-dim 32 --decoder-output-dim 32 --tie-adaptive-weights",
         criterion="adaptive_loss",
+        ddp=LEGACY,
     ),
     language_model(
         "convolutional language model",
@@ -113,7 +119,7 @@ RECIPES = (
         arch="adaptive_span",
         user_dirs=("adaptive_span",),
     ),
-    masked("masked_lm", "--sample-break-mode none", loaders=2, quick=True),
+    MASKED,
     masked("masked_lm, whole words", "--sample-break-mode eos --mask-whole-words"),
     masked(
         "linformer",

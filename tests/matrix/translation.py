@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matrix import text_data
 from matrix.recipe import Recipe
-from matrix.text import DECODER, ENCODER, ROWS, XLM, pretrained
+from matrix.text import DECODER, ENCODER, LEGACY, MASKED, ROWS, UNUSED, XLM, pretrained
 
 SEQ2SEQ = f"{ENCODER} {DECODER}"
 PAIR = "--source-lang en --target-lang fr"
@@ -22,7 +22,9 @@ def translation(name, options, **fields):
 
 def multilingual(name, options="", **fields):
     options = f"{ROWS} {SEQ2SEQ} {PAIRS} {options}"
-    return translation(name, options, **{"arch": "multilingual_transformer"} | fields)
+    return translation(
+        name, options, **{"arch": "multilingual_transformer", "ddp": LEGACY} | fields
+    )
 
 
 def by_epoch(name, options, **fields):
@@ -34,6 +36,12 @@ def non_autoregressive(arch, options, **fields):
     options = f"{PAIR} {ROWS} {SEQ2SEQ} {options}"
     fields = {"task": "translation_lev", "criterion": "nat_loss"} | fields
     return translation(arch, options, arch=arch, **fields)
+
+
+def pretrained_roberta(folder: Path) -> None:
+    """Pairs, and a RoBERTa to begin with."""
+    text_data.parallel(folder)
+    pretrained(MASKED, folder)
 
 
 def pretrained_xlm(folder: Path) -> None:
@@ -73,6 +81,7 @@ RECIPES = (
         "--encoder-layers '[(32, 3)] * 2' --decoder-layers '[(32, 3)] * 2' --self-attention True "
         "--encoder-attention False",
         arch="fconv_self_att",
+        ddp=UNUSED,
     ),
     translation(
         "recurrent translation",
@@ -87,9 +96,10 @@ RECIPES = (
         arch="lightconv",
     ),
     translation(
-        "translation, encoder and decoder as RoBERTa",
-        f"{PAIR} {ROWS} {SEQ2SEQ}",
+        "translation from RoBERTa",
+        f"{PAIR} {ROWS} --pretrained-mlm-checkpoint {{data}}/before/checkpoint_last.pt",
         arch="roberta_enc_dec",
+        data=pretrained_roberta,
     ),
     translation(
         "translation from BART",
@@ -100,7 +110,7 @@ RECIPES = (
     translation(
         "translation from XLM",
         f"{PAIR} {ROWS} {SEQ2SEQ} --activation-fn gelu --encoder-learned-pos "
-        "--decoder-learned-pos --max-source-positions 512 --max-target-positions 512 "
+        "--decoder-learned-pos --max-source-positions 16 --max-target-positions 16 "
         "--pretrained-xlm-checkpoint {data}/before/checkpoint_last.pt",
         task="translation_from_pretrained_xlm",
         arch="transformer_from_pretrained_xlm",
@@ -120,6 +130,7 @@ RECIPES = (
         f"{PAIR} {ROWS} {SEQ2SEQ} --method hMoElp --num-experts 2 --mean-pool-gating-network "
         "--mean-pool-gating-network-encoder-dim 32",
         task="translation_moe",
+        ddp=LEGACY,
         user_dirs=("translation_moe/translation_moe_src",),
     ),
     translation(
@@ -135,7 +146,7 @@ RECIPES = (
         criterion="label_smoothed_cross_entropy_r3f",
         user_dirs=("rxf/rxf_src",),
     ),
-    multilingual("multilingual translation", task="multilingual_translation", loaders=2),
+    multilingual("multilingual_translation", task="multilingual_translation", loaders=2),
     multilingual(
         "latent depth",
         "--share-encoders --share-decoders --decoder-latent-layer --target-layers 1 "
@@ -169,6 +180,7 @@ RECIPES = (
     non_autoregressive(
         "nonautoregressive_transformer",
         "--noise full_mask --pred-length-offset --length-loss-factor 0.1 --src-embedding-copy",
+        ddp=UNUSED,
     ),
     non_autoregressive("cmlm_transformer", "--noise random_mask", quick=True),
     non_autoregressive(
