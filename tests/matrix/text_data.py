@@ -55,18 +55,18 @@ def monolingual(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
         binarize(folder / split, words, lines(split, "en"))
 
 
-def bert(folder: Path) -> None:
-    monolingual(folder, BertDictionary)
-
-
-def documents(folder: Path) -> None:
+def documents(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
     """Sentences, with an empty line after each 4."""
-    monolingual(folder)
-    words = dictionary()
+    words = dictionary(kind)
+    words.save(str(folder / "dict.txt"))
     for split in SIZES:
         text = lines(split, "en")
-        blocks = [text[i : i + 4] + [""] for i in range(0, len(text), 4)]
+        blocks = [[*text[i : i + 4], ""] for i in range(0, len(text), 4)]
         binarize(folder / split, words, [line for block in blocks for line in block])
+
+
+def bert(folder: Path) -> None:
+    documents(folder, BertDictionary)
 
 
 def languages(folder: Path, kind: type[Dictionary] = Dictionary) -> None:
