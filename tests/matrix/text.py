@@ -49,6 +49,8 @@ def sentences(name, options="", **fields):
     fields = {
         **{"task": "sentence_prediction", "criterion": "sentence_prediction"},
         **{"arch": "roberta_base", "data": text_data.sentences, "batch": 12},
+        # the head that predicts masked words stays without work
+        "ddp": UNUSED,
     } | fields
     options = f"{ENCODER} {ROWS} --max-positions 128 --init-token 0 --separator-token 2 {options}"
     return Recipe(name=name, options=options, **fields)
