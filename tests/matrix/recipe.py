@@ -28,6 +28,11 @@ HYDRA_COMMON = (
 )
 
 
+KEYS = ("loss", "gnorm", "lr", "wpb", "bsz")
+LIMITS = {"loss": 1e-4, "gnorm": 1e-2}
+"""What may differ as floats are added in another order; the rest is logged alike."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training; `{data}` in an option is the folder of its data."""
@@ -150,7 +155,7 @@ def check(recipe: Recipe, data: Path, folder: Path, address: str) -> Outcome:
     alone = recipe.start(folder / "alone", data, *cluster, "--ray-max-workers", 1, loaders=0)
     if why := failure(alone):
         return Outcome(why=why, log=alone.tail())
-    curve, epochs = alone.curve(), alone.curve("epoch")
+    curve, epochs = alone.curve(*KEYS), alone.curve("epoch")
     try:
         first, second = (_middle(epochs, number) for number in (1, 2))
     except ValueError as error:
@@ -169,7 +174,7 @@ def check(recipe: Recipe, data: Path, folder: Path, address: str) -> Outcome:
     outcome = Outcome(starts=True, log=killed.tail(), updates=len(curve))
     if why := failure(killed) or _other_restarts(killed, [first, second]):
         return dataclasses.replace(outcome, why=why, log=killed.tail())
-    difference = compare(curve, killed.curve())
+    difference = compare(curve, killed.curve(*KEYS))
     return dataclasses.replace(
         outcome, survives=True, same=not difference, why=difference, log=killed.tail()
     )
@@ -217,9 +222,8 @@ def compare(expected: dict[int, tuple], actual: dict[int, tuple]) -> str:
     if expected.keys() != actual.keys():
         return f"{len(expected)} updates on one worker, {len(actual)} on two"
     for update, values in expected.items():
-        here = zip(("loss", "gnorm", "lr", "wpb", "bsz"), values, actual[update], strict=True)
-        for key, one, two in here:
-            limit = {"loss": 1e-4, "gnorm": 1e-2}.get(key)
+        for key, one, two in sorted(zip(KEYS, values, actual[update], strict=True), reverse=True):
+            limit = LIMITS.get(key)
             if not (_near(float(one), float(two), limit) if limit else one == two):
                 return f"{key} of update {update}: {one} on one worker, {two} on two"
     return ""
