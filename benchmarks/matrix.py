@@ -115,7 +115,7 @@ def write() -> None:
     ]
     for recipe, result in run:
         ddp = f"with `{recipe.ddp}`" if recipe.ddp else ""
-        notes = "; ".join(filter(None, (ddp, recipe.note or result["why"])))
+        notes = "; ".join(filter(None, (ddp, result["why"] and (recipe.why or result["why"]))))
         marks = ("yes" if result[key] else "no" for key in ("starts", "survives", "same"))
         cells = (recipe.name, recipe.task, recipe.criterion, recipe.arch, *marks)
         lines.append(f"| {' | '.join(cells)} | {'; '.join(notes)} |")

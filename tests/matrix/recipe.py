@@ -68,8 +68,8 @@ class Recipe:
     quick: bool = False
     """It is one of those that `make test` runs."""
 
-    note: str = ""
-    """What the table is to say on it, such as what keeps it from working."""
+    why: str = ""
+    """What keeps it from working, where more is known than it says itself."""
 
     def options_in(self, data: Path) -> list[str]:
         return [

@@ -5,6 +5,10 @@ from matrix.recipe import Recipe
 from matrix.text import DECODER, ENCODER, ROWS
 
 SEQ2SEQ = f"{ENCODER} {DECODER}"
+NO_SIMULTANEOUS = (
+    "fairseq 0.12.2 comes from PyPI without `fairseq.models.speech_to_text.modules`, "
+    "which this needs"
+)
 SECONDS = "--max-tokens 30000"
 """Samples of waveforms in a mini-batch: 28 mini-batches an epoch."""
 
@@ -120,6 +124,7 @@ RECIPES = (
         task="simul_speech_to_text",
         criterion="latency_augmented_label_smoothed_cross_entropy",
         user_dirs=("simultaneous_translation",),
+        why=NO_SIMULTANEOUS,
     ),
     from_text(
         "text_to_speech",
@@ -148,6 +153,7 @@ RECIPES = (
         f"--encoder-attention-heads 2 --encoder-conv-layers 1 {SPECTROGRAM_DECODER} "
         "--do_chunk --add_eos --chunk_init 3 --chunk_incr 1 --chunk_bound 8",
         task="frm_text_to_speech",
+        why="broken in fairseq 0.12.2: its data set passes `data_cfg` to one that takes `cfg`",
     ),
     to_speech(
         "speech to units",
