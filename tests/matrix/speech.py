@@ -2,7 +2,7 @@
 
 from matrix import speech_data
 from matrix.recipe import Recipe
-from matrix.text import DECODER, ENCODER, ROWS
+from matrix.text import DECODER, ENCODER, LEGACY, ROWS
 
 SEQ2SEQ = f"{ENCODER} {DECODER}"
 NO_SIMULTANEOUS = (
@@ -64,6 +64,7 @@ RECIPES = (
         task="audio_pretraining",
         criterion="wav2vec",
         arch="wav2vec2",
+        ddp=LEGACY,
         loaders=2,
         quick=True,
     ),

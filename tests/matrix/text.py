@@ -17,7 +17,7 @@ ROWS = "--batch-size 4"
 """24 mini-batches of sentences an epoch, and 8 updates at a batch of 12."""
 
 LEGACY = "--ddp-backend legacy_ddp"
-"""For models that are called by their parts: the default synchronizes the whole."""
+"""For models called by their parts, or with layers left out at random by each rank."""
 
 UNUSED = "--find-unused-parameters"
 BLOCKS = f"{ROWS} --tokens-per-sample 16"
@@ -127,6 +127,7 @@ RECIPES = (
         criterion="adaptive_span_loss",
         arch="adaptive_span",
         user_dirs=("adaptive_span",),
+        why="its task cuts the data by rank itself, and its collater refuses to have no samples",
     ),
     MASKED,
     masked(

@@ -158,6 +158,7 @@ RECIPES = (
         task="multilingual_translation_latent_depth",
         arch="latent_multilingual_transformer",
         user_dirs=("latent_depth/latent_depth_src",),
+        why="a parameter of it is never set, and begins as what was in memory, other on each rank",
     ),
     multilingual(
         "semisupervised translation",
