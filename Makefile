@@ -2,6 +2,8 @@
 # make test      run the tests
 # make check     lint, format and types
 # make bench     measure what faults cost, side by side with others (about 1 hour, on a quiet machine)
+# make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
+#                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
 # make clean     remove everything that the other targets made, .venv included
 #
@@ -21,7 +23,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench matrix clean
+.PHONY: roberta test check bench forks matrix clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -42,12 +44,16 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
 
+forks: $(STAMPS)/test
+	@$(call test-with-fork,fairseq-fixed,fairseq-fixed)
+	@$(if $(FAIRSEQ),$(call test-with-fork,own,$(FAIRSEQ)),echo "make: for another one: make forks FAIRSEQ=FOLDER")
+
 matrix: $(STAMPS)/matrix
 	@rm -f benchmarks/matrix.jsonl
 	@$(BIN)/python benchmarks/matrix.py
 
 clean:
-	@rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .forks build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -72,26 +78,26 @@ $(STAMPS)/example: setup.cfg pyproject.toml $(STAMPS)/torch
 	@$(require-compiler)
 	@$(drop-half-installed)
 	@echo "Setting up .venv: fairseq, Ray and this package (1 to 2 minutes) ..."
-	@$(INSTALL) -e '.[example]'
+	@$(INSTALL) -e '.[example,fairseq]'
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/example
 	@$(drop-half-installed)
 	@echo "Setting up .venv: test packages (less than 1 minute) ..."
-	@$(INSTALL) -e '.[aws,example,test]'
+	@$(INSTALL) -e '.[aws,example,fairseq,test]'
 	@touch $@
 
 # The benchmarks use what the tests use to start runs and nodes.
 $(STAMPS)/bench: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: benchmark packages (less than 1 minute) ..."
-	@$(INSTALL) -e '.[aws,bench,example,test]'
+	@$(INSTALL) -e '.[aws,bench,example,fairseq,test]'
 	@touch $@
 
 $(STAMPS)/matrix: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: packages of the matrix (a few seconds) ..."
-	@$(INSTALL) -e '.[aws,example,matrix,test]'
+	@$(INSTALL) -e '.[aws,example,fairseq,matrix,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.
@@ -116,3 +122,34 @@ headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include
 [ -e "$$headers/Python.h" ] || { \
     echo "make: no Python.h in $$headers, and fairseq has to be compiled: install Python's headers (Debian, Ubuntu: python3.11-dev)" >&2; exit 1; }
 endef
+
+# $(1): a name, $(2): what pip installs. A fork has an environment of its own, which takes all but
+# the fork and what that brings from .venv.
+define test-with-fork
+set -e; fork=.forks/$(1); \
+if [ ! -e $$fork/ready ]; then \
+    echo "Setting up $$fork (2 to 4 minutes) ..."; \
+    $(BIN)/python -m venv --clear --without-pip $$fork; \
+    where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+    $(BIN)/python -c "$$where" >"$$($$fork/bin/python -c "$$where")/venv.pth"; \
+    grep -vE '^(fairseq|hydra-core|omegaconf|antlr4)' constraints.txt >$$fork/constraints.txt; \
+    export PIP_CONSTRAINT=$$fork/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    $$fork/bin/python -m pip install -q -q --no-build-isolation $(2); \
+    $$fork/bin/python -m pip install -q -q --no-deps --no-build-isolation -e .; \
+    touch $$fork/ready; \
+fi; \
+echo "Testing with $(2) ..."; \
+$$fork/bin/python -m pytest $(FORK_TESTS) $(PYTEST_ARGS)
+endef
+
+SAME := tests/test_same_training.py::test
+FORK_TESTS := \
+    tests/test_compat.py::test_fairseq_code_works_with_its_patch \
+    tests/test_train_iterator.py \
+    tests/test_launch.py::test_hydra_configs_train_on_ray \
+    $(SAME)_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit \
+    $(SAME)_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_resizes_and_kills \
+    $(SAME)_a_checkpoint_of_stock_fairseq_goes_on_at_another_world_size \
+    tests/test_recovery.py::test_after_a_failure_the_validation_data_is_not_read_before_it_is_needed \
+    tests/test_recovery.py::test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on \
+    tests/test_recovery.py::test_after_failures_the_whole_state_is_that_of_an_undisturbed_run_bit_for_bit

@@ -1,16 +1,15 @@
 """``python -m fairseq_ray_plugin TOOL ...`` runs a stock fairseq tool on current Python and torch.
 
-It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without Ray.
+It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without Ray; and ``run
+SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq.
 """
 
 import importlib
+import os
+import runpy
 import sys
 
 from fairseq_ray_plugin import compat
-
-# Here, not in main(): processes that the tools start with multiprocessing's spawn import this
-# module anew (as __mp_main__) before they import fairseq.
-compat.apply()
 
 TOOLS = {
     "preprocess": "build vocabularies and binarize text",
@@ -25,21 +24,42 @@ TOOLS = {
 
 
 def main() -> int | None:
-    """The fairseq tool named by the first argument has run with the other arguments."""
+    """The tool or script named by the first arguments has run with the other arguments."""
     tool = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if tool in ("-h", "--help"):
         print("usage: python -m fairseq_ray_plugin TOOL ...\n\nstock fairseq tools:")
         for name, purpose in TOOLS.items():
             print(f"  {name:12} {purpose}")
         print("\npython -m fairseq_ray_plugin TOOL --help lists a tool's own options")
+        print("python -m fairseq_ray_plugin run SCRIPT ...    runs a script that imports fairseq")
+        print("python -m fairseq_ray_plugin run -m MODULE ... runs such a module")
         return 0
+    compat.apply()
+    if tool == "run":
+        return run(sys.argv[2:])
     module = tool.replace("-", "_")
     if module not in TOOLS:
         tools = ", ".join(TOOLS)
-        print(f"fairseq_ray_plugin: no tool {tool!r}; the tools are {tools}", file=sys.stderr)
+        print(f"fairseq_ray_plugin: no tool {tool!r}; the tools are {tools}, run", file=sys.stderr)
         return 2
+    compat.require_fairseq()
     sys.argv = ["fairseq-" + module.replace("_", "-"), *sys.argv[2:]]
     return importlib.import_module(f"fairseq_cli.{module}").cli_main()
+
+
+def run(arguments: list[str]) -> int | None:
+    """A script, or with -m a module, has run as ``__main__``, as Python itself would run it."""
+    if not arguments or arguments == ["-m"]:
+        print("usage: python -m fairseq_ray_plugin run [-m] SCRIPT ...", file=sys.stderr)
+        return 2
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,15 +15,21 @@ import torch
 
 from fairseq_ray_plugin.protocol import Refused
 
+_ADVICE = (
+    "a model that is trained in parts, or has parameters that a loss leaves out, needs "
+    "--ddp-backend legacy_ddp or --find-unused-parameters, as with fairseq-train"
+)
+
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def checksum(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """A number on the parameters' device, of all their bits; where two differ, it does, too."""
     total: Any = torch.zeros((), dtype=torch.int64)
-    for number, parameter in enumerate(parameters, 1):
+    for number, parameter in enumerate(parameters):
         bits = parameter.detach().view(_BITS[parameter.element_size()])
-        total = total.to(bits.device) + number * bits.sum(dtype=torch.int64)
+        # odd, so that no difference vanishes modulo 2^64
+        total = total.to(bits.device) + (2 * number + 1) * bits.sum(dtype=torch.int64)
     return total
 
 
@@ -49,11 +55,14 @@ def check(trainer: Any, order: str) -> None:
     torch.distributed.all_gather(all_ranks, mine, group=trainer.data_parallel_process_group)
     parameters, orders = zip(*(pair.tolist() for pair in all_ranks), strict=True)
     when = f"after update {trainer.get_num_updates()}"
-    for values, what in ((orders, "data in another order"), (parameters, "other parameters")):
+    for values, what, advice in (
+        (orders, "data in another order", ""),
+        (parameters, "other parameters", f" ({_ADVICE})"),
+    ):
         if odd := odd_ones(values):
             raise Refused(
                 f"{when}, {odd} of {len(values)} had {what} than the rest; what followed would be "
-                "another training. Checkpoints are from before that: all ranks agreed on each"
+                f"another training{advice}. Checkpoints are from before: all ranks agreed on each"
             )
 
 

@@ -35,8 +35,8 @@ class Layout:
     fixed: bool
     """The group is the user's (--fix-batch-size), not the world size times --update-freq.
 
-    Then every update is filled up with empty mini-batches to the same length on every rank;
-    otherwise only the epoch's end is, exactly as fairseq does.
+    Then every update is filled up with empty mini-batches to the same length on every rank, where
+    there are several; otherwise only the epoch's end is, exactly as fairseq does.
     """
 
     skip_remainder: bool = False
@@ -46,6 +46,10 @@ class Layout:
     def per_rank(self) -> int:
         """Mini-batches of one update on one rank, empty ones included."""
         return ceil_div(self.group, self.world_size)
+
+    @property
+    def _fills_up(self) -> bool:
+        return self.fixed and self.world_size > 1
 
     def end(self, num_batches: int, position: int = 0) -> int:
         """The position at which an epoch that goes on from `position` ends."""
@@ -67,7 +71,7 @@ class Layout:
         """
         end = self.end(len(batches), position)
         left = max(0, end - position)
-        if self.fixed:
+        if self._fills_up:
             length = ceil_div(left, self.group) * self.per_rank
         else:
             length = ceil_div(left, self.world_size)
@@ -81,7 +85,7 @@ class Layout:
 
     def advance(self, num_batches: int, position: int, taken: int) -> int:
         """The position after each rank took `taken` mini-batches, empty ones included."""
-        if self.fixed:
+        if self._fills_up:
             position += taken // self.per_rank * self.group
         else:
             position += taken * self.world_size

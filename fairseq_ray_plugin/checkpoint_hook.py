@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import types
 import zipfile
 from typing import Any
 
@@ -37,6 +38,8 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
     """
     _record_boundaries(keeper)
     _show_progress(keeper)
+    if restore is not None:
+        _read_validation_data_once()
     _extend_checkpoints(keeper)
     _restore(keeper, history, restore)
 
@@ -137,11 +140,28 @@ def _show_progress(keeper: StateKeeper) -> None:
             return original(*args, **kwargs)
 
 
+def _read_validation_data_once() -> None:
+    """fairseq main reads all of it before each process's first update; the run's first has."""
+    is_training = False
+
+    @patch(fairseq_cli.train, "train")
+    def train(original: Any, *args: Any) -> Any:
+        nonlocal is_training
+        is_training = True
+        return original(*args)
+
+    @patch(Trainer, "get_valid_iterator")
+    def get_valid_iterator(original: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_training:
+            return original(*args, **kwargs)
+        return types.SimpleNamespace(next_epoch_itr=lambda **options: ())
+
+
 def _extend_checkpoints(keeper: StateKeeper) -> None:
     written: list[str] = []
 
     @patch(Trainer, "save_checkpoint")
-    def save_state(original: Any, trainer: Any, filename: str, extra_state: Any) -> None:
+    def save_state(original: Any, trainer: Any, filename: str, extra_state: Any) -> Any:
         if "train_iterator" in extra_state and keeper.boundary is not None:
             position, step = extra_state["train_iterator"], None
             if position.get("iterations_in_epoch") == 0:  # an epoch's end, its lr_step to come
@@ -152,8 +172,9 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             # without the 32-bit parameters: these files stay as large as stock fairseq's
             left_out = exact.collect(trainer, with_params=False)
             extra_state = {**extra_state, **extra(boundary, left_out)}
-        original(trainer, filename, extra_state)
+        path = original(trainer, filename, extra_state)
         written.append(filename)
+        return path  # fairseq main tells the task
 
     @patch(checkpoint_utils, "save_checkpoint")
     def save_checkpoint(

@@ -39,11 +39,13 @@ class DataHistory:
         self._resumes = None
         before = task.datasets.get(subset)
         iterator = make(trainer, first, load_dataset=load, **options)
-        if task.datasets.get(subset) is not before:
+        dataset = task.datasets.get(subset)
+        if dataset is not before:
             self.loaded_in = first
-        for since in range(first + 1, epoch + 1):
-            task.dataset(subset).set_epoch(since)
         if first < epoch:
+            for since in range(first + 1, epoch + 1):
+                if hasattr(dataset, "set_epoch"):
+                    dataset.set_epoch(since)
             iterator = make(trainer, epoch, load_dataset=False, **options)
         return iterator
 
@@ -76,8 +78,14 @@ def add_data_hook(
             trainer.cfg.dataset.grouped_shuffling
             or trainer.cfg.distributed_training.fix_batches_to_gpus
             or type(iterator) not in (iterators.EpochBatchIterator, ElasticEpochBatchIterator)
+            or iterator.num_shards != world_size  # the task gives each rank a part of its own
         )
         if by_world_size:
+            if any(group % world_size for group in groups or ()):
+                raise Refused(
+                    f"--fix-batch-size is {groups} mini-batches in an update, and the training "
+                    f"data cannot be dealt to {world_size} workers so: take a multiple of that"
+                )
             if not restart_epoch:
                 raise Refused(
                     f"the training data's iterator ({type(iterator).__name__}) has no position "

@@ -35,6 +35,7 @@ def cli_main() -> None:
     """The command `fairseq-ray-train`: every option of `fairseq-train`, and our own."""
     from fairseq_ray_plugin import compat
 
+    compat.require_fairseq()
     compat.apply()
     import fairseq_cli.train
 
@@ -46,6 +47,7 @@ def hydra_cli_main() -> None:
     """The command `fairseq-ray-hydra-train`: our options first, then what hydra takes."""
     from fairseq_ray_plugin import compat
 
+    compat.require_fairseq()
     compat.apply()
     import fairseq_cli.hydra_train
 
@@ -142,8 +144,11 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     Args:
         cfg: fairseq's configuration (FairseqConfig), as `fairseq-train` would use it.
     """
+    from fairseq_ray_plugin.compat import defects
+
     config = dataclasses.replace(config, cpu=cfg.common.cpu)
     try:
+        defects.check_libnat(cfg)
         groups = None
         if config.fix_batch_size is not None:
             groups = mini_batches_per_update(

@@ -69,10 +69,14 @@ class ElasticEpochBatchIterator(iterators.EpochBatchIterator):
         iterator._layout_of, iterator._choice_of = layout_of, choice_of
         iterator.loaded_in, iterator._restart_epoch = loaded_in, restart_epoch
         iterator.skip_remainder_batch = False  # the layout leaves the remainder out
-        if choice_of is not None:
-            # loader processes that live on keep the first epoch's noise (masks): a restart,
-            # which starts new ones, would change the training
+        if layout_of(1).fixed:
+            # data sets in loader processes that live on do not hear of the epochs, so their masks
+            # are the first one's: a restart, which starts new ones, would change the training
             iterator.reuse_dataloader = False
+            # not every data set knows that nothing makes an empty batch
+            collate = iterator.collate_fn
+            iterator.collate_fn = lambda samples: collate(samples) if samples else {}
+        if choice_of is not None:
             if iterator.num_workers == 0:
                 # a thread that makes batches ahead would draw from the generators of the model
                 iterator.buffer_size = 0
@@ -198,6 +202,8 @@ def restart_epoch_on_resize(iterator: Any, world_size: int, loaded_in: int) -> N
 
     One that streams keeps no position at all: fairseq begins its epoch again at every start.
     """
+    if "load_state_dict" in vars(iterator):
+        return  # one that fairseq keeps over epochs does so already
     load_state_dict, state_dict_of = iterator.load_state_dict, iterator.state_dict
 
     def load(state_dict: Mapping[str, Any]) -> None:

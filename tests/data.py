@@ -55,6 +55,12 @@ MASKED_LM = [
 ]
 
 
+def without(options: list[str], *names: str) -> list[str]:
+    """``options`` less those named, each with its value."""
+    pairs = zip(["", *options], options, strict=False)
+    return [option for before, option in pairs if not {before, option} & set(names)]
+
+
 def environment() -> dict[str, str]:
     """The environment in which a child process imports this package, and uses one core."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

@@ -16,6 +16,7 @@ import data
 from fairseq_ray_plugin import journal
 
 TESTS = Path(__file__).resolve().parent
+BIN = Path(sys.executable).parent
 RECORDER = TESTS / "recorder"
 STATEFUL = TESTS / "stateful"
 STREAMING = TESTS / "streaming"
@@ -175,7 +176,7 @@ def ray_train(
     return Run(
         folder,
         [
-            *(Path(sys.executable).parent / "fairseq-ray-train", text, *model),
+            *(BIN / "fairseq-ray-train", text, *model),
             *("--save-dir", folder / "save", "--user-dir", RECORDER, "--ray-address", address),
             *options,
         ],

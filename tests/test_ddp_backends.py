@@ -3,7 +3,6 @@
 import data
 import pytest
 from runs import ray_train
-from test_recovery import check_nothing_left
 from test_same_training import check_curves
 
 MODELS = {
@@ -52,4 +51,3 @@ def test_whatever_the_back_end_updates_are_the_same_and_so_is_what_kills_cost(
         assert legacy.samples() == run.samples(), backend
         assert len(KILLS) == len(run.events("stopped")), backend
         assert 0 == run.redone(), backend
-        check_nothing_left(run)

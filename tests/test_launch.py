@@ -44,6 +44,10 @@ def test_help_has_fairseqs_options_and_ours():
         (("--ray-min-workers", "3", "--ray-max-workers", "2"), "--ray-min-workers 3"),
         (("--fix-batch-size", "6"), "--fix-batch-size 6 is not a multiple of --batch-size 4"),
         (("--arch", "no_such_model"), "no_such_model"),
+        (
+            ("--arch", "insertion_transformer"),
+            "--arch insertion_transformer needs fairseq's libnat",
+        ),
         (("--grouped-shuffling",), "--grouped-shuffling orders the data by the number of workers"),
         (("--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
     ],

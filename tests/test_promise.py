@@ -1,8 +1,10 @@
 """A run is the training that was asked for, or it ends and says why."""
 
 import data
+import pytest
 import torch
 from runs import CLOCKWORK, ray_train
+from test_same_training import check_curves
 
 MASKED_LM = (*data.MASKED_LM, "--fix-batch-size", "8")
 
@@ -117,13 +119,13 @@ def test_ranks_that_drift_apart_end_the_run_before_a_checkpoint_is_written(
 
 def test_data_that_is_ordered_by_the_clock_is_refused(tmp_path, english, nodes):
     options = (
-        *(*MASKED_LM, "--user-dir", CLOCKWORK, "--task", "clockwork_masked_lm"),
+        *("--user-dir", CLOCKWORK, "--task", "clockwork_masked_lm"),
         *("--max-epoch", "1", "--save-interval-updates", "10"),
     )
 
     def train(name, *more):
         folder, address = tmp_path / name, nodes.address
-        return ray_train(folder, english, options, *more, address=address)
+        return ray_train(folder, english, MASKED_LM, *options, *more, address=address)
 
     nodes.add()
     assert 0 == train("alone", "--max-update", "10").wait()
@@ -136,3 +138,42 @@ def test_data_that_is_ordered_by_the_clock_is_refused(tmp_path, english, nodes):
     run = train("two")
     assert 1 == run.wait()
     assert "after update 1, rank 1 of 2 had data in another order than the rest" in run.output
+
+
+ORDERS = {
+    # the data set draws for three virtual epochs at a time, when the first of the three begins
+    "virtual-epochs": (
+        *(*data.without(data.TRANSLATION, "--source-lang", "--target-lang"),),
+        *("--task", "translation_multi_simple_epoch", "--langs", "en,fr", "--lang-pairs", "en-fr"),
+        *("--sampling-method", "temperature", "--virtual-epoch-size", "500"),
+        *("--virtual-data-size", "1300", "--max-tokens", "250", "--fix-batch-size", "1000"),
+    ),
+    # mini-batches are cut by the epoch for which the data was loaded, as always in fairseq main
+    "seed-of-the-epoch": (
+        *(*data.MASKED_LM, "--update-ordered-indices-seed", "--train-subset", "valid"),
+        *("--valid-subset", "test", "--batch-size", "2", "--fix-batch-size", "4"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_that_hangs_on_an_earlier_epoch_is_that_of_a_run_that_nothing_happened_to(
+    name, tmp_path, request, nodes
+):
+    text = request.getfixturevalue("parallel" if name == "virtual-epochs" else "english")
+    options = ("--max-epoch", "4", "--disable-validation")
+
+    def train(folder, **fields):
+        folder, address = tmp_path / folder, nodes.address
+        return ray_train(folder, text, ORDERS[name], *options, address=address, **fields).finish()
+
+    nodes.add()
+    alone = train("alone")
+    nodes.add()
+    first = {}  # update of each epoch
+    for update, (epoch,) in alone.curve("epoch").items():
+        first.setdefault(epoch, update)
+    assert [1, 2, 3, 4] == list(first)
+    run = train("killed", faults=[fault(0, first[3] + 2, "SIGKILL"), fault(1, first[4], "SIGKILL")])
+    assert alone.samples() == run.samples()
+    check_curves(alone.curve(), run.curve())

@@ -309,6 +309,19 @@ def test_when_all_training_processes_die_the_newest_checkpoint_serves(tmp_path, 
     assert run.samples()[20] and set(run.samples()) == set(range(1, 61))
 
 
+def test_after_a_failure_the_validation_data_is_not_read_before_it_is_needed(
+    tmp_path, english, two_nodes
+):
+    """fairseq main reads all of it before the first update of every process."""
+    kills = [{"rank": 1, "update": 3, "where": "begin", "what": "SIGKILL"}]
+    run = ray_train(
+        tmp_path, english, FIXED, "--max-update", "6", address=two_nodes.address, faults=kills
+    ).finish()
+    after = {rank["pid"] for rank in run.ranks()}
+    reads = [read["update"] for read in run.lines_of("validation_data") if read["pid"] in after]
+    assert 2 <= len(reads) and {6} == set(reads)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
     name, tmp_path, english, two_nodes
@@ -402,7 +415,7 @@ def test_after_failures_the_whole_state_is_that_of_an_undisturbed_run_bit_for_bi
             *("--criterion", "scaled_masked_lm", "--max-update", "40", "--disable-validation"),
             *("--store-ema", "--ema-fp32", "--ema-update-freq", "3", "--ema-decay", "0.9"),
             # the scale doubles every 8 updates: its counters must not begin again
-            *("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4"),
+            *("--fp16", "--fp16-init-scale", "4"),
             *("--fp16-scale-window", "8", "--update-freq", "2"),
             address=two_nodes.address,
             faults=[*faults],

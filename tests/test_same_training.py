@@ -44,7 +44,7 @@ def test_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit(
 
 def valid_losses(run):
     lines = [line for line in run.lines if "| valid | {" in line]
-    return [line.split('"valid_loss": ')[1].split(",")[0] for line in lines]
+    return [line.split('"valid_loss": "')[1].split('"')[0] for line in lines]
 
 
 @pytest.mark.parametrize("task", FIXED)
@@ -92,6 +92,8 @@ def test_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_resizes_and
     for run in (two, three, disturbed):
         assert alone.samples() == run.samples()
         check_curves(alone.curve(), run.curve())
+        losses = [[float(loss) for loss in valid_losses(one)] for one in (alone, run)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1.01e-3)
 
 
 def check_curves(expected, actual):

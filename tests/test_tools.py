@@ -63,6 +63,11 @@ def updates(log: str) -> list[int]:
     return [int(re.search(r'"num_updates": "(\d+)"', line).group(1)) for line in lines]
 
 
+def norms(log: str) -> list[float]:
+    """The gradient norm of every update."""
+    return [float(norm) for norm in re.findall(r'"gnorm": "([\d.]+)"', log)]
+
+
 def train_on_two_processes(*arguments: object) -> str:
     """torchrun has run training in two gloo processes; rank 0's log is returned."""
     with socket.socket() as any_free_port:
@@ -103,7 +108,9 @@ def test_validate_reports_the_loss(translation_data, translation_model):
 
 def test_score_gives_full_marks_to_the_reference(translation_data):
     reference = translation_data.parent / "test.fr"
-    assert "BLEU4 = 100.00" in run_tool("score", "--sys", reference, "--ref", reference)
+    score = ["score", "--sys", reference, "--ref", reference]
+    assert "BLEU4 = 100.00" in run_tool(*score)
+    assert "BLEU = 100.00" in run_tool(*score, "--sacrebleu")
 
 
 def test_a_language_model_trains_and_is_evaluated(english_data, tmp_path):
@@ -120,6 +127,55 @@ def test_a_masked_language_model_trains_on_whole_sentences(english_data, tmp_pat
     train = [english_data, "--save-dir", tmp_path, *MASKED_LM, "--sample-break-mode", "eos"]
     log = run_tool("train", *train, "--max-update", 3, "--disable-validation")
     assert [1, 2, 3] == updates(log)
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+def test_16_bits_train_on_a_cpu_with_flat_gradients_as_without(
+    precision, translation_data, tmp_path
+):
+    train = ["train", translation_data, *TRANSLATION, precision, "--max-update", 5]
+    flat, apart = (
+        run_tool(*train, "--save-dir", tmp_path / str(len(options)), *options)
+        for options in ([], ["--fp16-no-flatten-grads"])
+    )
+    assert [1, 2, 3, 4, 5] == updates(flat)
+    # the gradients reach the optimizer, whose sums have another order
+    assert norms(apart) == pytest.approx(norms(flat), rel=1e-2)
+
+
+BART = [
+    *TRANSLATION[: TRANSLATION.index("--task")],
+    *TRANSLATION[TRANSLATION.index("--encoder-layers") : TRANSLATION.index("--criterion")],
+    *("--criterion", "cross_entropy", "--max-update", "2"),
+]
+
+
+def test_bart_is_pre_trained_and_translates(
+    english_data, parallel_data_of_one_dictionary, tmp_path
+):
+    log = run_tool(
+        *("train", english_data, "--save-dir", tmp_path / "denoising", *BART),
+        *("--task", "denoising", "--arch", "bart_base", "--tokens-per-sample", 64),
+        *("--mask", 0.3, "--mask-length", "span-poisson", "--replace-length", 1),
+        *("--batch-size", 4),
+    )
+    assert [1, 2] == updates(log)
+    log = run_tool(
+        *("train", parallel_data_of_one_dictionary, "--save-dir", tmp_path / "translation", *BART),
+        *("--task", "translation_from_pretrained_bart", "--arch", "mbart_base"),
+        *("--langs", "en,fr", "--max-tokens", 500),
+    )
+    assert [1, 2] == updates(log)
+
+
+@pytest.fixture(scope="module")
+def parallel_data_of_one_dictionary(translation_data, tmp_path_factory) -> Path:
+    text, binarized = translation_data.parent, tmp_path_factory.mktemp("joined")
+    run_tool(
+        *("preprocess", "--joined-dictionary", "-s", "en", "-t", "fr", "--destdir", binarized),
+        *("--trainpref", text / "train", "--validpref", text / "valid"),
+    )
+    return binarized
 
 
 def test_two_processes_train_and_resume_with_either_ddp(translation_data, tmp_path):
@@ -139,6 +195,15 @@ def test_two_processes_train_and_resume_with_either_ddp(translation_data, tmp_pa
     pytorch_ddp = ["--ddp-backend", "pytorch_ddp", "--find-unused-parameters"]
     log = train_on_two_processes(*train, "--max-update", 5, *pytorch_ddp)
     assert [4, 5] == updates(log)
+
+
+def test_without_fairseq_there_is_one_line_that_says_how_to_get_it():
+    # -S: nothing that pip has installed can be imported
+    command = [sys.executable, "-S", "-m", "fairseq_ray_plugin", "train"]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert 2 == process.returncode
+    assert "no fairseq is installed here" in process.stderr
+    assert 1 == process.stderr.count("\n")
 
 
 def test_an_unknown_tool_is_one_line_and_exit_status_2():

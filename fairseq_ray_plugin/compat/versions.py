@@ -1,8 +1,10 @@
-"""What Python, torch and numpy have changed since fairseq 0.12.2."""
+"""What Python, torch, numpy and others have changed since fairseq 0.12.2."""
 
 import dataclasses
 import functools
 import inspect
+import io
+import traceback
 import types
 from typing import Any
 
@@ -77,3 +79,49 @@ def restore_numpy_names(module: Any) -> None:
         missing["percentile"] = percentile
     if missing:
         module.np = Overlay(numpy, **missing)
+
+
+def show_errors_of_hydra_runs(module: Any) -> None:
+    """An error in ``fairseq-hydra-train`` is shown, and not another one in its place.
+
+    hydra 1.0's _internal/utils.py:267 passes ``etype=``, a name that Python 3.10 has dropped.
+    Later hydras have no such name in their module.
+    """
+    if hasattr(module, "print_exception"):
+
+        def print_exception(etype: Any, value: BaseException, tb: Any) -> None:
+            traceback.print_exception(type(value), value, tb)
+
+        module.print_exception = print_exception
+
+
+def find_the_last_bit(module: Any) -> None:
+    """Data sets with ``--dataset-impl huffman`` can be read.
+
+    bitarray 3.0 has dropped ``util.rindex``: data/huffman/huffman_coder.py:46. (To write one,
+    use fairseq's HuffmanCodeBuilder: fairseq-preprocess refuses, in every version.)
+    """
+    if not hasattr(module.util, "rindex"):
+        module.util = Overlay(module.util, rindex=lambda bits, bit: bits.find(bit, right=True))
+
+
+def score_open_files(module: Any) -> None:
+    """sacrebleu scores open files, a sentence a line, and has ``compute_bleu``, as before 2.0.
+
+    ``fairseq-score --sacrebleu`` passes files (fairseq_cli/score.py:60), and
+    tasks/audio_finetuning.py:332 asks for the name. Both import sacrebleu where they use it, so
+    it is sacrebleu itself that takes more than it did.
+    """
+    if hasattr(module, "compute_bleu"):
+        return
+    module.compute_bleu = module.BLEU.compute_bleu
+    original = module.corpus_bleu
+
+    def lines(text: Any) -> Any:
+        return list(text) if isinstance(text, io.TextIOBase) else text
+
+    @functools.wraps(original)
+    def corpus_bleu(hypotheses: Any, references: Any, *args: Any, **options: Any) -> Any:
+        return original(lines(hypotheses), [*map(lines, references)], *args, **options)
+
+    module.corpus_bleu = corpus_bleu

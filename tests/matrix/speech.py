@@ -2,7 +2,7 @@
 
 from matrix import speech_data
 from matrix.recipe import Recipe
-from matrix.text import DECODER, ENCODER, LEGACY, ROWS
+from matrix.text import DECODER, ENCODER, LEGACY, ROWS, UNUSED
 
 SEQ2SEQ = f"{ENCODER} {DECODER}"
 NO_SIMULTANEOUS = (
@@ -180,6 +180,7 @@ RECIPES = (
         arch="transformer_ulm_tiny",
         data=speech_data.units,
         inside="config.json",
+        ddp=UNUSED,
         batch=12,
         options=f"{ROWS} --discrete-duration --stream-shifts 1,1 --loss-weights '1;0.5;0.5' "
         "--ignore-unused-valid-subsets",

@@ -127,6 +127,18 @@ if FOLDER:
         lambda trainer, *args: fail_if_asked("validate", trainer.get_num_updates()),
     )
     wrap(
+        Trainer,
+        "get_valid_iterator",
+        lambda trainer, *args: write(
+            {
+                "kind": "validation_data",
+                "pid": os.getpid(),
+                "update": trainer.get_num_updates(),
+                "time": time.time(),
+            }
+        ),
+    )
+    wrap(
         checkpoint_utils,
         "torch_persistent_save",
         lambda state, *args, **kw: fail_if_asked(
