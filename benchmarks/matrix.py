@@ -118,7 +118,7 @@ def write() -> None:
         notes = "; ".join(filter(None, (ddp, result["why"] and (recipe.why or result["why"]))))
         marks = ("yes" if result[key] else "no" for key in ("starts", "survives", "same"))
         cells = (recipe.name, recipe.task, recipe.criterion, recipe.arch, *marks)
-        lines.append(f"| {' | '.join(cells)} | {'; '.join(notes)} |")
+        lines.append(f"| {' | '.join(cells)} | {notes} |")
     lines += ["", "Not run:", ""]
     for kind, names in MISSING.items():
         lines += [f"- {kind} `{name}`: {why}" for name, why in names.items()]
