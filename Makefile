@@ -4,6 +4,7 @@
 # make bench     measure what faults cost, side by side with others (about 1 hour, on a quiet machine)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
+# make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up
@@ -22,7 +23,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench forks clean
+.PHONY: roberta test check bench forks matrix clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -46,6 +47,10 @@ bench: $(STAMPS)/bench
 forks: $(STAMPS)/test
 	@$(call test-with-fork,fairseq-fixed,fairseq-fixed)
 	@$(if $(FAIRSEQ),$(call test-with-fork,own,$(FAIRSEQ)),echo "make: for another one: make forks FAIRSEQ=FOLDER")
+
+matrix: $(STAMPS)/matrix
+	@rm -f benchmarks/matrix.jsonl
+	@$(BIN)/python benchmarks/matrix.py
 
 clean:
 	@rm -rf $(VENV) .forks build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -87,6 +92,12 @@ $(STAMPS)/bench: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: benchmark packages (less than 1 minute) ..."
 	@$(INSTALL) -e '.[aws,bench,example,fairseq,test]'
+	@touch $@
+
+$(STAMPS)/matrix: $(STAMPS)/test
+	@$(drop-half-installed)
+	@echo "Setting up .venv: packages of the matrix (a few seconds) ..."
+	@$(INSTALL) -e '.[aws,example,fairseq,matrix,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.

@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 
+import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
@@ -81,7 +82,7 @@ def record(original):
         for place in PLACES:
             hook(trainer, place)
         rank, world = rank_and_world()
-        ids = [i for s in samples if isinstance(s, dict) and "id" in s for i in s["id"].tolist()]
+        ids = [i for s in samples if torch.is_tensor(s and s.get("id")) for i in s["id"].tolist()]
         # ranks of one generation meet at one address, and at no other generation's
         group = trainer.cfg.distributed_training.distributed_init_method or os.getpid()
         line = {"rank": rank, "world": world, "pid": os.getpid(), "group": group, "ids": ids}
