@@ -188,7 +188,8 @@ def failure(run: runs.Run) -> str:
         said = [line for line in run.lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
         said += [line for line in run.lines if "error: " in line or "| ERROR |" in line]
         said += [event["cause"].strip().splitlines()[-1] for event in run.events("failed")]
-        return (said or [str(error).splitlines()[0]])[-1][:200]
+        # no paths of this machine
+        return re.sub(r"/\S*/", "", (said or [str(error).splitlines()[0]])[-1])[:200]
     return ""
 
 
