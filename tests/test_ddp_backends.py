@@ -20,8 +20,10 @@ BACKENDS = {
 }
 KILLS = [
     {"rank": 1, "update": 5, "where": "forward", "what": "SIGKILL"},
-    {"rank": 0, "update": 9, "where": "all_reduce", "what": "SIGKILL"},
-    {"rank": 1, "update": 14, "where": "optimizer", "what": "SIGKILL"},
+    {"rank": 0, "update": 9, "where": "forward", "what": "SIGKILL"},
+    # not rank 0, which logs: the other may complete the update, for it has all gradients by now
+    {"rank": 1, "update": 12, "where": "all_reduce", "what": "SIGKILL"},
+    {"rank": 1, "update": 16, "where": "optimizer", "what": "SIGKILL"},
 ]
 
 
