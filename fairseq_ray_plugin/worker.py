@@ -29,7 +29,7 @@ import torch.distributed as dist
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import pace
+from fairseq_ray_plugin import gradients, pace
 from fairseq_ray_plugin.boundary import StateKeeper
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.data_hook import add_data_hook
@@ -121,6 +121,8 @@ def train_rank(
                 warnings.filterwarnings("ignore", "Distributed is already initialized")
                 distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
         else:
+            if assignment.groups is not None:
+                gradients.as_on_several_workers(cfg.distributed_training.ddp_backend)
             fairseq_cli.train.main(cfg)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")

@@ -30,6 +30,7 @@ ORDER = (
     "agreement",
     "exact",
     "boundary",
+    "gradients",
     "checkpoint_hook",
     "worker",
     "forkserver",
