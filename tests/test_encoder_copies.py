@@ -121,7 +121,7 @@ def count_parameters():
 
 
 def compile_to_torchscript():
-    from test_compat import encoder_layer
+    from compat_checks import encoder_layer
 
     layer, x = encoder_layer().eval(), torch.randn(3, 2, 16)
     torch.testing.assert_close(torch.jit.script(layer)(x, None), layer(x, None))
