@@ -83,8 +83,9 @@ def add_data_hook(
         if by_world_size:
             if any(group % world_size for group in groups or ()):
                 raise Refused(
-                    f"--fix-batch-size is {groups} mini-batches in an update, and the training "
-                    f"data cannot be dealt to {world_size} workers so: take a multiple of that"
+                    f"--fix-batch-size makes {', '.join(map(str, groups or ()))} mini-batches an "
+                    f"update, and this training data can be dealt to {world_size} workers only by "
+                    f"multiples of {world_size}: take another size"
                 )
             if not restart_epoch:
                 raise Refused(
