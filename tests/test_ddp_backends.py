@@ -1,15 +1,9 @@
 """Every ``--ddp-backend`` for whole states trains alike, the default one first of all."""
 
 import data
-import pytest
 from runs import ray_train
 from test_same_training import check_curves
 
-MODELS = {
-    "masked_lm": (*data.MASKED_LM, "--fix-batch-size", "16"),
-    # the batch is by the number of workers
-    "masked_lm_not_fixed": (*data.MASKED_LM, "--update-freq", "2"),
-}
 BACKENDS = {
     "default": (),
     "c10d": ("--ddp-backend", "c10d"),
@@ -24,26 +18,24 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_whatever_the_back_end_updates_are_the_same_and_so_is_what_kills_cost(
-    name, tmp_path, english, two_nodes
+    tmp_path, english, two_nodes
 ):
     def train(folder, *options, **fields):
         return ray_train(
             tmp_path / folder,
             english,
-            MODELS[name],
-            *("--max-update", "20", "--disable-validation", "--no-save", *options),
+            data.MASKED_LM,
+            *("--max-update", "20", "--disable-validation", "--no-save"),
+            *("--fix-batch-size", "16", *options),
             address=two_nodes.address,
             **fields,
         ).finish()
 
     legacy = train("legacy", "--ddp-backend", "legacy_ddp")
     assert 20 == len(legacy.curve()) and not legacy.events("stopped")
-    if name != "masked_lm_not_fixed":
-        check_curves(train("alone", "--ray-max-workers", "1").curve(), legacy.curve())
-    backends = BACKENDS if name == "masked_lm" else {"default": ()}
-    for backend, options in backends.items():
+    check_curves(train("alone", "--ray-max-workers", "1").curve(), legacy.curve())
+    for backend, options in BACKENDS.items():
         run = train(backend, *options, faults=KILLS)
         assert legacy.curve() == run.curve(), backend
         assert legacy.samples() == run.samples(), backend

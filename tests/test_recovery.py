@@ -342,9 +342,9 @@ def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("what", "message", "times"),
     [
-        ("raise", "ValueError: the model is broken at update 11", "three times"),
+        ("raise", "ValueError: the model is broken at update 11", "3 times"),
         # every rank sees it: no node is to blame
-        ("nan", "FloatingPointError: gradients are Nan/Inf", "twice"),
+        ("nan", "FloatingPointError: gradients are Nan/Inf", "2 times"),
     ],
 )
 def test_the_users_own_error_ends_the_run_with_its_traceback(
@@ -361,7 +361,7 @@ def test_the_users_own_error_ends_the_run_with_its_traceback(
     assert 1 == run.wait()
     assert message in run.output
     (failed,) = run.events("failed")
-    assert f"failed {times} after update 10" in failed["cause"]
+    assert f"failed {times}, after update 10" in failed["cause"]
     check_nothing_left(run)
 
 
