@@ -144,8 +144,8 @@ endef
 
 SAME := tests/test_same_training.py::test
 FORK_TESTS := \
-    tests/test_compat.py::test_fairseq_code_works_with_its_patch \
-    tests/test_train_iterator.py \
+    tests/compat/test_compat.py::test_fairseq_code_works_with_its_patch \
+    tests/training/test_train_iterator.py \
     tests/test_launch.py::test_hydra_configs_train_on_ray \
     $(SAME)_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit \
     $(SAME)_a_fixed_batch_trains_alike_on_1_2_and_3_workers_and_through_resizes_and_kills \

@@ -107,7 +107,7 @@ def train(kind: str, turns: dict, text: Path, result: Path) -> None:
 
 def train_as_worker(cfg, folder: Path) -> None:
     """As a worker's only rank, with a fixed batch."""
-    from fairseq_ray_plugin.worker import Assignment, train_rank
+    from fairseq_ray_plugin.worker.rank import Assignment, train_rank
 
     link, end = multiprocessing.Pipe()
     threading.Thread(target=listen, args=(link,), daemon=True).start()

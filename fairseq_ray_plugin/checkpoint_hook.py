@@ -1,6 +1,6 @@
 """Patches fairseq so that a rank's state is known at each boundary, kept, and gone on from.
 
-Beside `compat` the only file that patches fairseq.
+Its loop is patched in training/train_loop, its data in training/data_hook.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import types
-import zipfile
 from typing import Any
 
 import fairseq_cli.train
@@ -19,13 +17,15 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import agreement, exact, pace, train_iterator
-from fairseq_ray_plugin.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.compat.modules import patch
-from fairseq_ray_plugin.data_hook import DataHistory
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
-from fairseq_ray_plugin.train_iterator import ElasticEpochBatchIterator, order_of
+from fairseq_ray_plugin.training import agreement, exact, train_iterator, train_loop
+from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.training.data_hook import DataHistory
+from fairseq_ray_plugin.training.train_iterator import order_of
+from fairseq_ray_plugin.training.train_loop import early_stop
 
 
 def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
@@ -36,125 +36,12 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
         restore: the snapshot or checkpoint of this run to go on from; None: what the user's
             own options say.
     """
-    _record_boundaries(keeper)
-    _show_progress(keeper)
+    train_loop.record_boundaries(keeper)
+    train_loop.show_progress(keeper)
     if restore is not None:
-        _read_validation_data_once()
+        train_loop.read_validation_data_once()
     _extend_checkpoints(keeper)
     _restore(keeper, history, restore)
-
-
-def _early_stop() -> tuple[float, int] | None:
-    state = fairseq_cli.train.should_stop_early
-    return (state.best, state.num_runs) if hasattr(state, "best") else None
-
-
-def _best() -> float | None:
-    return getattr(checkpoint_utils.save_checkpoint, "best", None)
-
-
-def _record_boundaries(keeper: StateKeeper) -> None:
-    agreed: list[int] = []
-    """The update after which all ranks of this generation agreed: its first one."""
-
-    @patch(fairseq_cli.train, "validate_and_save")
-    def validate_and_save(
-        original: Any, cfg: Any, trainer: Any, task: Any, itr: Any, subsets: Any, end: bool
-    ) -> Any:
-        update = trainer.get_num_updates()
-        elastic = isinstance(itr, ElasticEpochBatchIterator)
-        state = itr.position_state() if elastic else itr.state_dict()
-        before = Boundary(update, state, _best(), _early_stop(), pending=elastic or not end)
-        # neither after catching up nor where --fp16 skipped an update
-        is_further = keeper.boundary is None or update > keeper.boundary.update
-        if is_further and not agreed:
-            agreed.append(update)
-            agreement.check(trainer, order_of(itr))
-        keeper.record(before)
-        if is_further:
-            keeper.on_boundary(update)
-        losses, should_stop = original(cfg, trainer, task, itr, subsets, end)
-        if keeper.rank == 0:  # the others cannot know whether rank 0 got its checkpoint written
-            step = (itr.epoch, losses[0]) if end else None
-            state = itr.state_dict()
-            after = Boundary(update, state, _best(), _early_stop(), losses[0], lr_step=step)
-            keeper.record(after)
-        if not should_stop:
-            keeper.rest()
-        keeper.on_doing(pace.LOADING if end else pace.TRAINING)
-        return losses, should_stop
-
-    @patch(fairseq_cli.train, "train")
-    def train(original: Any, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
-        if keeper.catch_up:
-            keeper.catch_up = False
-            losses, should_stop, end = _catch_up(keeper, cfg, trainer, task, epoch_itr)
-            if should_stop or end:
-                return losses, should_stop
-        if _is_over(cfg, trainer):
-            return [None], True  # stock trains one more update, or epoch, before it looks
-        return original(cfg, trainer, task, epoch_itr)
-
-
-def _is_over(cfg: Any, trainer: Any) -> bool:
-    """Whether a limit had been reached when the state was saved; alike on all ranks."""
-    max_update, patience = cfg.optimization.max_update, cfg.checkpoint.patience
-    limit_s = cfg.optimization.stop_time_hours * 3600
-    return bool(
-        (max_update and trainer.get_num_updates() >= max_update)
-        or (patience > 0 and (_early_stop() or (0, 0))[1] >= patience)
-        or 0 < limit_s < trainer._previous_training_time
-    )
-
-
-def _catch_up(
-    keeper: StateKeeper, cfg: Any, trainer: Any, task: Any, epoch_itr: Any
-) -> tuple[Any, bool, bool]:
-    """The validation and checkpoint that the last generation did not get to."""
-    shuffle = epoch_itr.next_epoch_idx > cfg.dataset.curriculum
-    itr = epoch_itr.next_epoch_itr(
-        shuffle=shuffle, fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus
-    )
-    end = not itr.has_next()
-    subsets = cfg.dataset.valid_subset.split(",")
-    losses, should_stop = fairseq_cli.train.validate_and_save(
-        cfg, trainer, task, epoch_itr, subsets, end
-    )
-    keeper.on_doing(pace.LOADING)  # still: a generation's first update takes longer
-    if not end:
-        epoch_itr._next_epoch_itr = itr
-    return losses, should_stop, end
-
-
-def _show_progress(keeper: StateKeeper) -> None:
-    """What takes long between two boundaries is told of while it goes on."""
-    for owner, name, what in (
-        (fairseq_cli.train, "validate", pace.VALIDATING),
-        (Trainer, "valid_step", pace.VALIDATING),
-        (checkpoint_utils, "save_checkpoint", pace.SAVING),
-    ):
-
-        @patch(owner, name)
-        def told(original: Any, *args: Any, what: str = what, **kwargs: Any) -> Any:
-            keeper.on_doing(what)
-            return original(*args, **kwargs)
-
-
-def _read_validation_data_once() -> None:
-    """fairseq main reads all of it before each process's first update; the run's first has."""
-    is_training = False
-
-    @patch(fairseq_cli.train, "train")
-    def train(original: Any, *args: Any) -> Any:
-        nonlocal is_training
-        is_training = True
-        return original(*args)
-
-    @patch(Trainer, "get_valid_iterator")
-    def get_valid_iterator(original: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_training:
-            return original(*args, **kwargs)
-        return types.SimpleNamespace(next_epoch_itr=lambda **options: ())
 
 
 def _extend_checkpoints(keeper: StateKeeper) -> None:
@@ -167,7 +54,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             if position.get("iterations_in_epoch") == 0:  # an epoch's end, its lr_step to come
                 step = (position["epoch"] - 1, extra_state.get("val_loss"))
             boundary = dataclasses.replace(
-                keeper.boundary, early_stop=_early_stop(), pending=False, lr_step=step
+                keeper.boundary, early_stop=early_stop(), pending=False, lr_step=step
             )
             # without the 32-bit parameters: these files stay as large as stock fairseq's
             left_out = exact.collect(trainer, with_params=False)
@@ -260,7 +147,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
             filename = restore
             with open_dict(trainer.cfg):
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
-        choice = [newest_whole_checkpoint(filename) if keeper.rank == 0 else None]
+        choice = [_newest_whole(filename) if keeper.rank == 0 else None]
         if restore is not None and keeper.rank == 0 and choice[0] is None:
             raise FileNotFoundError(f"{restore} is gone: training cannot go on from it")
         if keeper.world_size > 1:
@@ -276,6 +163,12 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
             _refuse_lost_optimizer(trainer, path, restore)
         history.loaded(extra_state)
         return extra_state
+
+
+def _newest_whole(path: str) -> str | None:
+    if PathManager.path_requires_pathmanager(path):  # it cannot be looked into
+        return path if PathManager.isfile(path) else None
+    return files.newest_whole(path)
 
 
 def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None:
@@ -296,27 +189,3 @@ def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None
     fairseq_cli.train.logger.warning(
         f"{path} has no optimizer state: the optimizer and the count of updates begin anew"
     )
-
-
-def newest_whole_checkpoint(path: str) -> str | None:
-    """`path`, or where it is torn the newest whole checkpoint beside it; None: no such file."""
-    if not PathManager.isfile(path):
-        return None
-    if PathManager.path_requires_pathmanager(path) or _is_whole(path):
-        return path
-    folder = os.path.dirname(path)
-    others = [entry.path for entry in os.scandir(folder) if entry.name.endswith(".pt")]
-    whole = [other for other in others if "crash" not in other and _is_whole(other)]
-    newest = max(whole, key=os.path.getmtime, default=None)
-    if newest is None:
-        raise ValueError(f"checkpoint {path} is cut short, and no other one is beside it")
-    fairseq_cli.train.logger.warning(f"checkpoint {path} is cut short: going on from {newest}")
-    return newest
-
-
-def _is_whole(path: str) -> bool:
-    """Whether nothing is missing from a file's end; its directory is the last thing written."""
-    with open(path, "rb") as file:
-        if file.read(1) == b"\x80":  # before torch 1.6: a plain pickle, which cannot tell
-            return True
-    return zipfile.is_zipfile(path)

@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.slot import Job, Slot
+from fairseq_ray_plugin.protocol import Job
+from fairseq_ray_plugin.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ SURVEY_S = 1.0
 """How often the cluster is asked for room."""
 
 
-class RayDistributedActor(Slot):
+class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it."""
 
     def get_node_ip(self) -> str:

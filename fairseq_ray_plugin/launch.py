@@ -9,21 +9,22 @@ import importlib.util
 import logging
 import os
 import pickle
-import signal
 import sys
 import types
 import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fairseq_ray_plugin import elastic, journal, judgement, protocol
+from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
     last_checkpoint,
     mini_batches_per_update,
 )
-from fairseq_ray_plugin.state import State
+from fairseq_ray_plugin.protocol import Job
+from fairseq_ray_plugin.report import journal
+from fairseq_ray_plugin.worker import user_code
 
 logger = logging.getLogger(__name__)
 
@@ -179,34 +180,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
     cluster = distributed.RayCluster(_job(cfg, config, groups), config, max_ranks)
-    signals = _Signals()
-    exit_code: int | None = None
-    try:
-        state = State()
-        while exit_code is None:
-            observation = cluster.observe(signals.received)
-            state, actions = elastic.step(state, observation, config, max_ranks)
-            for action in actions:
-                match action:
-                    case protocol.Log(event):
-                        record.write(event)
-                        logger.info("%s", _tell(event, cluster))
-                    case protocol.End(code, message):
-                        (logger.error if code == 1 else logger.info)("%s", message)
-                        exit_code = code
-                    case _:
-                        cluster.perform(action)
-    finally:
-        cluster.close()
-        signals.restore()
-    events = record.written()
-    logger.info("%s", journal.summary(events))
-    raised = [e for e in events if e["kind"] == "stopped" and str(e["cause"]).startswith("FAILED")]
-    if raised:
-        logger.warning(
-            "%s of the restarts were for exceptions of the training code; the last: %s",
-            *(len(raised), judgement.headline(raised[-1]["cause"])),
-        )
+    exit_code = driver.drive(cluster, config, max_ranks, record)
     # as at the interpreter's exit: it waits for the last lines of the ranks
     ray.shutdown(_exiting_interpreter=True)
     return exit_code
@@ -244,11 +218,9 @@ def _write_checkpoints_at_once(cfg: Any) -> None:
     cfg.checkpoint.write_checkpoints_asynchronously = False
 
 
-def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any:
-    from fairseq_ray_plugin import slot
-
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
-    return slot.Job(
+    return Job(
         run_id=uuid.uuid4().hex[:8],
         cfg=pickle.dumps(cfg),
         groups=groups,
@@ -258,7 +230,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Any
         working_dir=os.getcwd(),
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
-        user_dir_zip=slot.pack_folder(user_dir) if user_dir else None,
+        user_dir_zip=user_code.pack_folder(user_dir) if user_dir else None,
         last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
     )
@@ -277,37 +249,3 @@ def find_user_dir(user_dir: str | None) -> str | None:
     if ours is not None and folder in (ours.submodule_search_locations or []):
         return None
     return folder
-
-
-def _tell(event: journal.Event, cluster: Any) -> str:
-    """The human's line on an event."""
-    line = f"generation {event.generation}, update {event.update}: {event.kind}"
-    match event.kind:
-        case "started" | "advanced":
-            line += f" with {event.world_size} workers"
-        case "waiting":
-            line = f"waiting for {event.cause}; {cluster.describe()}"
-    if event.cause and event.kind not in ("waiting", "failed"):
-        line += f": {judgement.headline(event.cause)}"
-    return line
-
-
-class _Signals:
-    """SIGINT and SIGTERM ask the loop to end; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        logger.info("%s: ending after this update", signal.Signals(number).name)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

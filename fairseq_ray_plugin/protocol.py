@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-
-from fairseq_ray_plugin import journal
+from typing import Any
 
 
 class Refused(Exception):
@@ -13,6 +12,14 @@ class Refused(Exception):
 
     Raised by a rank; the run ends with it, since another try would be refused as well.
     """
+
+
+LOADING = "loading"
+"""What a rank does: reading data and checkpoints, up to its first update, or an epoch's."""
+
+TRAINING = "training"
+VALIDATING = "validating"
+SAVING = "saving a checkpoint"
 
 
 # What is observed
@@ -142,9 +149,28 @@ class Save:
     as_checkpoint: bool
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JournalEvent:
+    """One line of the journal."""
+
+    kind: str
+    """started, advanced (its first update ended), stopped, checkpoint, waiting, unfit, removed,
+    unsaved; the run's last event is finished, failed or interrupted.
+    """
+
+    generation: int
+    world_size: int
+    update: int | None
+    """Updates completed; None where no update is known."""
+
+    cause: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further fields of the line, such as the ranks of a generation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Log:
-    event: journal.Event
+    event: JournalEvent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +180,75 @@ class End:
 
 
 Action = Place | Remove | Start | Hold | Save | Log | End
+
+
+# What workers and ranks are told at their start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker must know of the run, sent once."""
+
+    run_id: str
+    cfg: bytes
+    """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
+
+    groups: tuple[int, ...] | None
+    restart_epoch: bool
+    snapshot_updates: int | None
+    threads: int
+    working_dir: str
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    user_dir_zip: bytes | None
+    last_checkpoint: str
+    """Path of the checkpoint that the same command goes on from."""
+
+    environment: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What one training process is to do."""
+
+    generation: int
+    rank: int
+    world_size: int
+    master: tuple[str, int]
+    """Host and port of the generation's store, which rank 0 opens."""
+
+    restore: str | None
+    """Snapshot or checkpoint to go on from; None: as the user's options say."""
+
+    groups: tuple[int, ...] | None
+    """Mini-batches in an update by epoch, with --fix-batch-size."""
+
+    restart_epoch: bool
+    """A training iterator without positions for all world sizes is acceptable."""
+
+    threads: int
+    """For torch on the CPU."""
+
+    user_dir: str | None
+    """Where this node has the user's --user-dir."""
+
+    snapshot_folders: tuple[str, ...]
+    """Where this node keeps snapshots, the best first."""
+
+    snapshot_updates: int | None
+    """Updates between snapshots, 0 for none; None: so that they cost little."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preload:
+    """What the server needs before it can fork."""
+
+    cfg: bytes
+    """fairseq's configuration, pickled."""
+
+    working_dir: str
+    """The driver's; relative paths in the user's options mean the same where it exists."""
+
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    """Where this node has the user's --user-dir."""

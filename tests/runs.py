@@ -13,7 +13,7 @@ from pathlib import Path
 
 import data
 
-from fairseq_ray_plugin import journal
+from fairseq_ray_plugin.report import journal
 
 TESTS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent

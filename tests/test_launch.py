@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
-from fairseq_ray_plugin.slot import Job, Slot, pack_folder
+from fairseq_ray_plugin.protocol import Job
+from fairseq_ray_plugin.worker.user_code import pack_folder
+from fairseq_ray_plugin.worker.worker import Worker
 
 BIN = Path(sys.executable).parent
 PLUGIN = Path(fairseq_ray_plugin.__file__).parent
@@ -121,7 +123,7 @@ def test_hydra_configs_train_on_ray(tmp_path, english, two_nodes):
 
 
 def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, monkeypatch):
-    class SlotOfThisMachine(Slot):
+    class WorkerOfThisMachine(Worker):
         def get_node_ip(self):
             return "127.0.0.1"
 
@@ -149,7 +151,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             last_checkpoint=str(tmp_path / "checkpoint_last.pt"),
             environment={},
         )
-        worker = SlotOfThisMachine(job)
+        worker = WorkerOfThisMachine(job)
         await worker.prepare()
         events = await asyncio.wait_for(worker.next_events(60), 60)
         await worker.stop()

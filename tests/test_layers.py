@@ -8,38 +8,28 @@ from pathlib import Path
 import fairseq_ray_plugin
 
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
-PURE = (
-    *("options", "batching", "journal", "protocol", "pace", "judgement", "state", "stopping"),
-    *("elastic", "memory", "notices"),
-)
+PURE = ("options", "protocol", "report", "control", "checkpoints", "training.batching")
+"""Rooms and files that load in milliseconds, with nothing but Python."""
+
+LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
+"""What a worker itself loads, and what decides: neither torch nor fairseq."""
+
 ORDER = (
     "options",
-    "batching",
-    "journal",
     "protocol",
-    "pace",
-    "judgement",
-    "state",
-    "stopping",
-    "elastic",
-    "memory",
+    "report",
+    "control",
+    "checkpoints",
     "compat",
-    "noise",
-    "train_iterator",
-    "data_hook",
-    "agreement",
-    "exact",
-    "boundary",
-    "gradients",
+    "training",
     "checkpoint_hook",
     "worker",
-    "forkserver",
-    "notices",
-    "slot",
     "distributed",
+    "driver",
     "launch",
     "__main__",
 )
+"""A room imports only those before it."""
 
 
 def imported(room: str) -> set[str]:
@@ -73,8 +63,17 @@ def test_only_one_room_imports_ray():
     assert {"distributed", "launch"} >= users
 
 
+def test_only_the_driver_asks_for_decisions():
+    askers = {m for m in ORDER if any("fairseq_ray_plugin.control" in n for n in imported(m))}
+    assert {"driver"} == askers - {"control"}
+
+
 def test_pure_rooms_load_neither_ray_nor_torch_nor_fairseq():
-    modules = ", ".join(f"fairseq_ray_plugin.{name}" for name in PURE)
+    names = []
+    for room in (*PURE, *LIGHT):
+        path = PACKAGE / room.replace(".", "/")
+        names += [f"{room}.{file.stem}" for file in path.glob("[a-z]*.py")] or [room]
+    modules = ", ".join(f"fairseq_ray_plugin.{name}" for name in names)
     code = f"import sys, {modules}; print({{'ray', 'torch', 'fairseq'}} & set(sys.modules))"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -40,7 +40,7 @@ def has_worker(nodes, node):
     for process in nodes.processes(node):
         with contextlib.suppress(psutil.Error):
             commands += process.cmdline()
-    return "fairseq_ray_plugin.forkserver" in commands
+    return "fairseq_ray_plugin.worker.forkserver" in commands
 
 
 def check_nothing_left(run):

@@ -1,0 +1,1 @@
+"""States in files: in a node's memory and in the save dir."""

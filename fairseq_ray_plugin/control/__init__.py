@@ -1,0 +1,1 @@
+"""Decisions, pure: what follows from what is observed."""

@@ -1,0 +1,1 @@
+"""What happened to a run, for people and programs."""

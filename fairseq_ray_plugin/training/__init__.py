@@ -1,0 +1,1 @@
+"""fairseq's training, made the same at any world size."""

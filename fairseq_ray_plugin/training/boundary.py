@@ -1,0 +1,202 @@
+"""The training state of a rank at its last boundary, and the right to read it.
+
+A boundary is the moment between two updates, where the state is the same on every rank. From the
+end of an update to the optimizer step of the next one nothing of the state changes, so a second
+thread may save it even while the first is blocked in a collective whose other end is dead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fairseq import utils
+
+from fairseq_ray_plugin.training import exact
+
+EXTRA = "elastic"
+"""Key of our part of a checkpoint's `extra_state`; stock fairseq passes over it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """What of the state is not in the trainer."""
+
+    update: int
+    iterator: dict[str, Any]
+    best: float | None = None
+    early_stop: tuple[float, int] | None = None
+    """fairseq's --patience: the best loss and the validations since; stock forgets them."""
+
+    val_loss: float | None = None
+    pending: bool = False
+    """The validation and checkpoint that are due at this update are still to come."""
+
+    lr_step: tuple[int, float | None] | None = None
+    """The learning rate step at the end of an epoch that is still to come."""
+
+
+class StateKeeper:
+    """One rank's state at its last boundary, and the right to read it.
+
+    Args:
+        rank, world_size: of this generation.
+        on_boundary: called with the number of updates after each one completed.
+        on_doing: called with what comes next, or still goes on (see protocol.py).
+        on_hold: called with the number of updates when training comes to rest because
+            `hold_requested` is set.
+        on_checkpoint: called with path and updates after each checkpoint this rank wrote.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        on_boundary: Callable[[int], None] = lambda update: None,
+        on_doing: Callable[[str], None] = lambda what: None,
+        on_hold: Callable[[int], None] = lambda update: None,
+        on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.on_boundary, self.on_doing = on_boundary, on_doing
+        self.on_hold, self.on_checkpoint = on_hold, on_checkpoint
+        self.hold_requested = threading.Event()
+        self.catch_up = False
+        """The state was loaded with a validation and checkpoint pending."""
+        self.trainer: Any = None
+        self.boundary: Boundary | None = None
+        # held by the training thread from the optimizer step to the boundary after it, and
+        # for ever by whoever freezes the state
+        self._gate = threading.Lock()
+        self._in_update = False
+        self._frozen = False
+
+    # called by the training thread
+
+    def attach(self, trainer: Any, boundary: Boundary) -> None:
+        """The trainer has loaded its state: from now on it can be frozen."""
+        optimizer_step, lr_step = trainer.task.optimizer_step, trainer.lr_step
+
+        @functools.wraps(optimizer_step)
+        def guarded_optimizer_step(*args: Any, **kwargs: Any) -> None:
+            if not self._in_update:  # AMP repeats an update from within
+                self._gate.acquire()
+                self._in_update = True
+            optimizer_step(*args, **kwargs)
+
+        @functools.wraps(lr_step)
+        def recorded_lr_step(epoch: int, val_loss: float | None = None) -> float:
+            with self._gate:
+                rate = lr_step(epoch, val_loss)
+                if self.boundary is not None:
+                    self.boundary = dataclasses.replace(self.boundary, lr_step=None)
+                return rate
+
+        trainer.task.optimizer_step, trainer.lr_step = guarded_optimizer_step, recorded_lr_step
+        with self._gate:
+            self.trainer, self.boundary = trainer, boundary
+
+    def record(self, boundary: Boundary) -> None:
+        """The state is that of `boundary`; blocks for ever where it has been frozen before."""
+        if not self._in_update:
+            self._gate.acquire()
+        self.boundary = boundary
+        self._in_update = False
+        self._gate.release()
+
+    def put_by(self, path: str) -> int:
+        """Write the state at the boundary that training is at; returns its number of updates.
+
+        The file appears whole or not at all. OSError passes through.
+        """
+        # not behind the gate: whoever wants to freeze the state meanwhile only reads it, too
+        assert self.boundary is not None and not self._in_update
+        return self._write(path, self.boundary)
+
+    def rest(self) -> None:
+        """Training stays at this boundary until the process ends, if that was asked for."""
+        if self.hold_requested.is_set():
+            self.on_hold(self.freeze())
+            threading.Event().wait()
+
+    # called by any thread
+
+    def freeze(self, timeout_s: float = 20.0) -> int | None:
+        """The state stays as it is until the process ends; returns its number of updates.
+
+        Waits for an optimizer step that is under way, no longer than `timeout_s`.
+
+        None: there is no whole state, before it is loaded or after a failure within an update.
+        """
+        if not self._frozen:
+            if self._gate.acquire(timeout=timeout_s):
+                self._frozen = True
+            elif not self._frozen:  # nor has another thread frozen it meanwhile
+                return None
+        return self.boundary.update if self.boundary else None
+
+    def freeze_after_failure(self) -> int | None:
+        """As `freeze`, for the training thread when an exception has ended it."""
+        return None if self._in_update else self.freeze()
+
+    def save(self, path: str) -> int:
+        """Write the frozen state as a checkpoint; returns its number of updates.
+
+        The file appears whole or not at all. OSError passes through.
+        """
+        if not self._frozen or self.boundary is None:
+            raise RuntimeError("there is no state to save")
+        return self._write(path, self.boundary)
+
+    def _write(self, path: str, boundary: Boundary) -> int:
+        with _side_stream():
+            self.trainer.consolidate_optimizer()
+            state = self.trainer.state_dict()
+            if "last_optimizer_state" not in state:  # --no-save-optimizer-state is for checkpoints
+                state["last_optimizer_state"] = self.trainer.optimizer.state_dict()
+            state = utils.move_to_cpu(state)
+            left_out = utils.move_to_cpu(exact.collect(self.trainer))
+        state["extra_state"].update(
+            train_iterator=boundary.iterator,
+            val_loss=boundary.val_loss,
+            **extra(boundary, left_out),
+        )
+        if boundary.best is not None:
+            state["extra_state"]["best"] = boundary.best
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.tmp"
+        try:
+            torch.save(state, partial)
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)
+        return boundary.update
+
+
+@contextmanager
+def _side_stream() -> Iterator[None]:
+    """Copies from the GPU do not wait behind a collective that will never end."""
+    if torch.cuda.is_initialized():
+        with torch.cuda.stream(torch.cuda.Stream()):
+            yield
+    else:
+        yield
+
+
+def extra(boundary: Boundary, left_out: dict[str, Any]) -> dict[str, Any]:
+    """What we add to a checkpoint's `extra_state`."""
+    return {
+        EXTRA: {
+            "early_stop": boundary.early_stop,
+            "pending": boundary.pending,
+            "lr_step": boundary.lr_step,
+            "left_out": left_out,
+        }
+    }

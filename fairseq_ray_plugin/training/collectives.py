@@ -1,0 +1,46 @@
+"""The process group of a generation, and the errors of one whose other end is gone."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+import torch.distributed as dist
+
+from fairseq_ray_plugin.protocol import Assignment
+
+JOIN_LIMIT = datetime.timedelta(seconds=60)
+"""How long the ranks of a generation wait for each other at its start."""
+
+
+def join(cfg: Any, assignment: Assignment, listener: int | None) -> None:
+    """Form the process group, over a store that is this generation's alone."""
+    host, port = assignment.master
+    store = dist.TCPStore(
+        host,
+        port,
+        assignment.world_size,
+        is_master=assignment.rank == 0,
+        timeout=JOIN_LIMIT,
+        wait_for_workers=False,
+        master_listen_fd=listener,
+    )
+    dist.init_process_group(
+        cfg.distributed_training.distributed_backend,
+        store=dist.PrefixStore(str(assignment.generation), store),
+        rank=assignment.rank,
+        world_size=assignment.world_size,
+    )
+
+
+_PEER_ERROR = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|TCPStore", re.IGNORECASE
+)
+
+
+def is_peer_error(error: BaseException) -> bool:
+    """Whether the error only says that another rank is out of reach."""
+    if isinstance(error, dist.DistError):  # its store and network errors are derived from it
+        return True
+    return isinstance(error, RuntimeError) and bool(_PEER_ERROR.search(str(error)))

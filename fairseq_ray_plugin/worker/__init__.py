@@ -1,0 +1,1 @@
+"""A worker: its preloaded server, and the rank that it runs."""

@@ -1,0 +1,159 @@
+"""A process that has made all ready, and forks a training process in 20 ms.
+
+Imports cost 3 to 7 s, so each worker pays them once, here. Started as `python -m
+fairseq_ray_plugin.worker.forkserver FD`, where FD is its connection to the worker. It has one
+training process at a time: a new one ends the old. (multiprocessing's own forkserver would import
+the main module of its parent, a Ray worker, in every child, and is silent when a preload fails.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+from fairseq_ray_plugin.protocol import Assignment, Preload
+from fairseq_ray_plugin.worker import evidence
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cfg = _make_ready(connection.recv())
+    except EOFError:
+        return
+    except BaseException:
+        connection.send(("unfit", traceback.format_exc()))
+        return
+    connection.send(("ready", os.getpid()))
+    _serve(connection, cfg)
+
+
+def _make_ready(preload: Preload) -> Any:
+    """Import everything; returns the configuration, complete with all defaults."""
+    if os.path.isdir(preload.working_dir):
+        os.chdir(preload.working_dir)
+    sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
+    # torch.cuda.is_available() would otherwise touch CUDA, and no child could use it then
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    from fairseq_ray_plugin import compat
+
+    compat.apply()
+    import fairseq_cli.train
+    import torch
+    import torch._dynamo
+    from omegaconf import OmegaConf
+
+    import fairseq_ray_plugin.worker.rank  # noqa: F401
+
+    if preload.user_dir is not None:
+        from fairseq.utils import import_user_module
+
+        import_user_module(argparse.Namespace(user_dir=preload.user_dir))
+    if torch.cuda.is_initialized():
+        raise RuntimeError(
+            f"importing {preload.user_dir} starts CUDA; it must not before training begins"
+        )
+    cfg = pickle.loads(preload.cfg)
+    # fairseq does this as training begins; it takes 40 ms, and fails the second time. It leaves
+    # the configuration open, but what comes before it there needs one in which a name that is
+    # missing is an error (distributed/utils.py:300 compares a missing base_layers with 0)
+    fairseq_cli.train.add_defaults(cfg)
+    OmegaConf.set_struct(cfg, True)
+    fairseq_cli.train.add_defaults = lambda cfg: OmegaConf.set_struct(cfg, False)
+    # else a training process would look through all of this for garbage, 0.3 s at some time or
+    # other, and by writing to it make it its own
+    gc.collect()
+    gc.freeze()
+    return cfg
+
+
+def _serve(connection: Connection, cfg: Any) -> None:
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
+    child, ooms = 0, 0
+    while True:
+        readable = wait([connection, woken])
+        if woken in readable:
+            os.read(woken, 512)
+            if child:
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    child = 0
+                    connection.send(
+                        ("ended", pid, evidence.end_of(status, evidence.num_oom_kills() > ooms))
+                    )
+        if connection in readable:
+            try:
+                command, payload, has_listener = connection.recv()
+            except (EOFError, OSError):  # the worker is gone, or wants no more
+                command = "exit"
+            if child:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                if command == "end":
+                    connection.send(("ended", child, "did not answer, and was killed"))
+                child = 0
+            if command == "exit":
+                return
+            if command == "fork":
+                link = recv_handle(connection)
+                listener = recv_handle(connection) if has_listener else None
+                ooms = evidence.num_oom_kills()
+                child = os.fork()
+                if child == 0:
+                    _become_rank(connection, (woken, waker), cfg, payload, link, listener)
+                os.close(link)
+                if listener is not None:
+                    os.close(listener)
+                connection.send(("forked", child, ""))
+
+
+def _become_rank(
+    server: Connection,
+    pipe: tuple[int, int],
+    cfg: Any,
+    assignment: dict[str, Any],
+    link: int,
+    listener: int | None,
+) -> None:
+    """In the child: never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in pipe:
+            os.close(fd)
+        server.close()
+        _die_with_parent()
+        from fairseq_ray_plugin.worker.rank import train_rank
+
+        train_rank(cfg, Assignment(**assignment), Connection(link), listener)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig, pr_set_ptracer, any_process = 1, 0x59616D61, -1
+        prctl = ctypes.CDLL(None).prctl
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # py-spy, a child of the worker, may read the stacks also where only parents may
+        prctl(pr_set_ptracer, ctypes.c_long(any_process))
+
+
+if __name__ == "__main__":
+    main()

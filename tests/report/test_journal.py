@@ -1,0 +1,43 @@
+"""The journal is one JSON object a line, whatever happened to the driver before."""
+
+import json
+
+from fairseq_ray_plugin.protocol import JournalEvent
+from fairseq_ray_plugin.report.journal import Journal, read, summary
+
+
+def event(kind, **fields):
+    return JournalEvent(**{"kind": kind, "generation": 1, "world_size": 2, "update": 5, **fields})
+
+
+def test_an_event_is_a_line_with_all_fields(tmp_path):
+    journal = Journal(str(tmp_path / "new" / "folder"))
+    journal.write(event("stopped", cause="LOST", details={"path": "x"}))
+    (line,) = read(journal.path)
+    assert {"time", "kind", "generation", "world_size", "update", "cause", "path"} == set(line)
+    assert ("stopped", "LOST", "x") == (line["kind"], line["cause"], line["path"])
+
+
+def test_half_a_line_left_by_a_killed_driver_does_no_harm(tmp_path):
+    (tmp_path / "elastic.jsonl").write_text('{"kind": "star')
+    journal = Journal(str(tmp_path))
+    journal.write(event("started"))
+    assert ["started"] == [line["kind"] for line in read(journal.path)]
+
+
+def test_earlier_runs_of_the_same_folder_are_not_this_ones(tmp_path):
+    Journal(str(tmp_path)).write(event("started"))
+    journal = Journal(str(tmp_path))
+    journal.write(event("finished"))
+    assert ["finished"] == [line["kind"] for line in journal.written()]
+
+
+def test_the_summary_counts_from_a_stop_to_the_next_first_update():
+    times = [("started", 0), ("advanced", 1), ("stopped", 10), ("started", 11), ("advanced", 12.5)]
+    lines = [
+        {"kind": kind, "time": time, "update": 7, "world_size": 1 + (time < 10)}
+        for kind, time in times
+    ]
+    assert "7 updates; workers 2 -> 1; 1 restarts took 2.5 s in all" == summary(
+        json.loads(json.dumps(lines))
+    )
