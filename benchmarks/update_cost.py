@@ -107,7 +107,8 @@ def train(kind: str, turns: dict, text: Path, result: Path) -> None:
 
 def train_as_worker(cfg, folder: Path) -> None:
     """As a worker's only rank, with a fixed batch."""
-    from fairseq_ray_plugin.worker.rank import Assignment, train_rank
+    from fairseq_ray_plugin.assignment import Assignment
+    from fairseq_ray_plugin.worker.rank import train_rank
 
     link, end = multiprocessing.Pipe()
     threading.Thread(target=listen, args=(link,), daemon=True).start()
@@ -117,6 +118,7 @@ def train_as_worker(cfg, folder: Path) -> None:
         world_size=1,
         master=("", 0),
         restore=None,
+        keeps_snapshots=True,
         groups=(2,),
         restart_epoch=False,
         threads=1,

@@ -1,7 +1,8 @@
 """``python -m fairseq_ray_plugin TOOL ...`` runs a stock fairseq tool on current Python and torch.
 
 It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without Ray; and ``run
-SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq.
+SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
+what the control loop decides on the observations of a recorded run.
 """
 
 import importlib
@@ -33,7 +34,10 @@ def main() -> int | None:
         print("\npython -m fairseq_ray_plugin TOOL --help lists a tool's own options")
         print("python -m fairseq_ray_plugin run SCRIPT ...    runs a script that imports fairseq")
         print("python -m fairseq_ray_plugin run -m MODULE ... runs such a module")
+        print("python -m fairseq_ray_plugin replay FILE       decides a recorded run once more")
         return 0
+    if tool == "replay":
+        return replay(sys.argv[2:])
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])
@@ -60,6 +64,28 @@ def run(arguments: list[str]) -> int | None:
         sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
         runpy.run_path(sys.argv[0], run_name="__main__")
     return 0
+
+
+def replay(arguments: list[str]) -> int:
+    """What was observed in a recorded run, and what the control loop decides today."""
+    from fairseq_ray_plugin.control import recording
+
+    if len(arguments) != 1:
+        print("usage: python -m fairseq_ray_plugin replay FILE", file=sys.stderr)
+        return 2
+    num_moments = num_other = 0
+    try:
+        with open(arguments[0], "rb") as file:
+            for moment, actions in recording.replay(file):
+                num_moments += 1
+                num_other += moment.actions is not None and moment.actions != actions
+                for line in recording.tell(moment, actions):
+                    print(line)
+    except (OSError, ValueError) as error:
+        print(f"fairseq_ray_plugin: {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    print(f"{num_moments} observations; {num_other} times it was decided otherwise")
+    return int(num_other > 0)
 
 
 if __name__ == "__main__":

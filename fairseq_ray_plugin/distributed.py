@@ -1,26 +1,30 @@
 """The cluster as Ray shows it: workers on slots, what they report, and calls that never block.
 
-The only room that uses Ray; `launch` imports it to connect.
+The only room that uses Ray; `launch` connects to it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
-import os
-import socket
+import queue
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.assignment import Job, Role
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import Job
+from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
 from fairseq_ray_plugin.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -28,8 +32,14 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.2
 """How long the control loop waits for something to happen before it looks at the clock."""
 
-HEARTBEAT_S = 0.5
-"""A worker with nothing to say says so this often."""
+PAUSE_S = 2.0
+"""Of a longer time between two looks the rest was the driver's own: nobody is to blame for it."""
+
+LISTEN_S = 20.0
+"""A worker with nothing to say is asked again after so long."""
+
+ASK_AGAIN_S = 1.0
+"""A worker that cannot be reached is asked again after so long."""
 
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
@@ -51,47 +61,65 @@ class RayDistributedActor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def connect(address: str | None) -> str:
-    """Join a Ray cluster, or start a local one; returns which, for people.
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What the cluster's head says of it."""
 
-    Raises:
-        ConnectionError: `address` names a cluster that cannot be reached.
-    """
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
-    named, origin = address, "--ray-address"
-    if address in (None, "auto"):
-        named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
-    if named == "local":
-        return _start_local(common)
-    if named != "auto":
-        _knock(str(named), origin)
-    try:
-        context = ray.init(address=named, **common)
-    except ConnectionError as error:
-        if named != "auto":
-            raise ConnectionError(
-                f"{origin} {named}: {str(error).strip().splitlines()[0]}"
-            ) from error
-        return _start_local(common)
-    where = f"Ray cluster at {context.address_info['gcs_address']}"
-    return where + (" (RAY_ADDRESS)" if named != "auto" and origin == "RAY_ADDRESS" else "")
+    free: Mapping[str, Mapping[str, float]]
+    """Node that is alive -> resource -> amount."""
+
+    draining: Mapping[str, float]
+    """Node that Ray takes away -> its deadline, seconds since the epoch; 0: not known."""
 
 
-def _knock(address: str, origin: str) -> None:
-    """Ray itself tries for minutes before it says that nobody is there."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ConnectionError(f'{origin} {address}: not "auto", "local" or HOST:PORT')
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
+class Surveyor:
+    """Asks the cluster's head, in a thread of its own: it may be slow to answer, or dead."""
+
+    def __init__(self) -> None:
+        self.latest: Survey | None = None
+        self.count = 0
+        """Answers so far."""
+
+        self._request: list[dict[str, float]] | None = None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def request(self, bundles: list[dict[str, float]]) -> None:
+        """An autoscaler is to have nodes for as much."""
+        self._request = bundles
+
+    def close(self, limit_s: float = 3.0) -> None:
+        """Nothing is requested any more."""
+        self.request([])
+        self._is_over.set()
+        self._thread.join(limit_s)
+
+    def _run(self) -> None:
+        while True:
+            is_over = self._is_over.is_set()
+            try:
+                bundles, self._request = self._request, None
+                if bundles is not None:
+                    request_resources(bundles=bundles)
+                if is_over:
+                    return
+                self.latest = _survey()
+                self.count += 1
+            except Exception as error:
+                logger.debug("Ray's head does not answer: %r", error)
+                if is_over:
+                    return
+            self._is_over.wait(SURVEY_S)
 
 
-def _start_local(common: dict[str, Any]) -> str:
-    os.environ.setdefault("RAY_worker_niceness", "0")  # this machine is ours
-    ray.init(address="local", include_dashboard=False, **common)
-    return f"local Ray on this machine, {int(ray.cluster_resources().get('CPU', 0))} CPUs"
+def _survey() -> Survey:
+    # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
+    # draining one for ever
+    free = ray_state.available_resources_per_node()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
+    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
 
 
 class RayCluster:
@@ -102,133 +130,152 @@ class RayCluster:
         self.need = {"CPU": float(config.cpus_per_worker)}
         if not config.cpu:
             self.need["GPU"] = 1.0
+        self.config = config
+        self.surveyor = Surveyor()
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
-        request_resources(bundles=[self.need] * (max_ranks or 0))
-        self.config = config
         self.num_asked = max_ranks or 0
+        self.surveyor.request([self.need] * self.num_asked)
+        self.survey: Survey | None = None
+        self.surveys_seen, self.head_silent_s = 0, 0.0
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
-        self.heard: dict[str, float] = {}
-        self.listening: dict[Any, str] = {}
-        """Outstanding `next_events` calls -> worker."""
-        self.calls: dict[Any, str] = {}
-        """Other outstanding calls -> worker; only their failure matters."""
-        self.not_ready: set[str] = set()
-        self.surveyed = 0.0
+        self.messages_heard: dict[str, int] = {}
+        self.voices: dict[str, str] = {}
+        """Node -> the worker by which it is heard."""
 
-    def observe(self, signal: int | None = None) -> protocol.Observation:
+        self.heard: dict[str, float] = {}
+        self.not_ready: set[str] = set()
+        self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        """Worker, what it was asked, and what came of it; filled by threads of Ray's."""
+
+        self.later: list[tuple[float, str, str]] = []
+        """When to ask which worker again, and what."""
+
+        self.now = self.looked = time.monotonic()
+
+    def observe(
+        self, signal: int | None = None, unreached: Collection[Unreached] = ()
+    ) -> protocol.Observation:
         """What there is now; returns as soon as something has happened, or after a tick."""
-        waiting = [*self.listening, *self.calls]
-        done: list[Any] = []
-        if waiting:
-            done, rest = ray.wait(waiting, timeout=TICK_S)
-            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
-            done += more
-        else:
-            time.sleep(TICK_S)
-        now = time.monotonic()
-        events: list[protocol.Event] = []
-        for call in done:
-            events += self._outcome(call, now)
+        answers = []
+        try:
+            answers.append(self.answers.get(timeout=0 if unreached else TICK_S))
+            while True:
+                answers.append(self.answers.get_nowait())
+        except queue.Empty:
+            pass
+        self._look_at_the_clock()
+        events: list[protocol.Event] = list(unreached)
+        for worker, asked, answer in answers:
+            if worker in self.actors:
+                events += self._outcome(worker, asked, answer)
+        due, self.later = self.later, []
+        for at, worker, asked in due:
+            if at > self.now:
+                self.later.append((at, worker, asked))
+            else:
+                self._ask_again(worker, asked)
         room: dict[str, int] = {}
         draining: dict[str, float] = {}
-        if now - self.surveyed >= SURVEY_S:
-            self.surveyed = now
-            draining = self._draining(now)
-            room = self._survey(draining)
+        survey = self.surveyor.latest
+        if survey is not None and survey is not self.survey:
+            self.survey = survey
+            there = set(self.nodes.values())
+            draining = {
+                node: self.now + (at - time.time() if at else NO_DEADLINE_S)
+                for node, at in survey.draining.items()
+                if node in there
+            }
+            room = self._room(survey)
         return protocol.Observation(
-            now=now,
+            now=self.now,
             room=room,
-            draining={n: t for n, t in draining.items() if n in self.nodes.values()},
-            heard=self.heard,
+            draining=draining,
+            heard=dict(self.heard),
             events=tuple(events),
             signal=signal,
+            head_silent_s=self.head_silent_s,
         )
 
-    def _outcome(self, call: Any, now: float) -> list[protocol.Event]:
-        is_listening = call in self.listening
-        worker = self.listening.pop(call, None) or self.calls.pop(call)
-        try:
-            result = ray.get(call, timeout=0)
-        except RayError as error:
-            # a call that was to get another worker's answer fails when that one dies
-            actor = self.actors.get(worker)
-            culprit = getattr(error, "actor_id", None)
-            if actor is None or (culprit and culprit != actor._actor_id.hex()):
-                return []
-            self._drop(worker)
-            text = str(error)
-            with_node = any(sign in text for sign in NODE_DIED)
-            return [protocol.Gone(worker, f"worker lost: {_reason(text)}", with_node)]
-        if not is_listening or worker not in self.actors:
-            return []
-        self.heard[worker] = now
-        self._listen(worker)
-        return [event for item in result for event in self._event(worker, item, now)]
+    def _look_at_the_clock(self) -> None:
+        looked = time.monotonic()
+        passed = min(looked - self.looked, PAUSE_S)
+        self.looked = looked
+        self.now += passed
+        is_heard = self.surveyor.count != self.surveys_seen
+        self.surveys_seen = self.surveyor.count
+        self.head_silent_s = 0.0 if is_heard else self.head_silent_s + passed
 
-    def _event(self, worker: str, item: tuple[Any, ...], now: float) -> list[protocol.Event]:
-        match item:
-            case ("ready",):
-                self.not_ready.discard(worker)
-                return [protocol.Ready(worker)]
-            case ("gone", reason):
+    def _outcome(
+        self, worker: str, asked: Order | Start | str, answer: Future[Any]
+    ) -> list[protocol.Event]:
+        error = answer.exception()
+        match asked:
+            case "next_messages" | "beat" | "prepare" if error is not None:
+                # it may be there all the same: who is not heard of is judged by that
+                if isinstance(error, ActorUnavailableError):
+                    self.later.append((self.now + ASK_AGAIN_S, worker, asked))
+                    return []
                 self._drop(worker)
-                return [protocol.Gone(worker, reason)]
-            case ("notice", reason, left_s):
-                return [protocol.Notice(worker, reason, now + left_s)]
-            case ("report", generation, kind, update, text, by_peer, pid):
-                return [protocol.Report(worker, generation, kind, update, text, by_peer, pid)]
-        raise AssertionError(item)
+                text = str(error)
+                with_node = any(sign in text for sign in NODE_DIED)
+                return [Gone(worker, f"worker lost: {_reason(text)}", with_node)]
+            case "next_messages":
+                messages = answer.result()
+                self.messages_heard[worker] += len(messages)
+                if not any(isinstance(message, Unfit) for message in messages):
+                    self._ask_again(worker, asked)
+                return [self._hear(worker, message) for message in messages]
+            case "beat":
+                self.heard[self.nodes[worker]] = self.now
+                self._ask_again(worker, asked)
+                return []
+            case protocol.Start() | protocol.Hold() | protocol.Save() | protocol.Publish():
+                return [Unreached(worker, asked, _reason(str(error)))] if error else []
+        return []
 
-    def _draining(self, now: float) -> dict[str, float]:
-        """Node that Ray takes away -> its deadline, on the clock of `now`."""
-        return {
-            node: now + (at_ms / 1000 - time.time() if at_ms else NO_DEADLINE_S)
-            for node, at_ms in ray_state.state.get_draining_nodes().items()
-        }
+    def _hear(self, worker: str, message: protocol.WorkerMessage) -> protocol.Event:
+        if isinstance(message, protocol.Ready):
+            self.not_ready.discard(worker)
+        elif isinstance(message, Unfit):
+            self._drop(worker)
+        return Heard(worker, message)
 
-    def _survey(self, draining: Collection[str]) -> dict[str, int]:
-        """Node -> workers that fit there beside what runs there.
-
-        From what the nodes say is free now: cluster_resources() counts a dead node for 13 s and
-        a draining one for ever.
-        """
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        unsettled = {self.nodes[w] for w in self.not_ready if w in self.nodes}
+    def _room(self, survey: Survey) -> dict[str, int]:
+        """Node -> workers that fit there beside what runs there."""
+        unsettled = {self.nodes[worker] for worker in self.not_ready}
         room = {}
-        for node, free in ray_state.available_resources_per_node().items():
+        for node, free in survey.free.items():
             slots = int(min(free.get(kind, 0.0) // amount for kind, amount in self.need.items()))
             # a worker just placed may not have taken its resources yet
-            if slots > 0 and node in alive and node not in draining and node not in unsettled:
+            if slots > 0 and node not in survey.draining and node not in unsettled:
                 room[node] = slots
         return room
 
     def describe(self) -> str:
         """What of the cluster counts for a worker, for people."""
-        free = ray.available_resources()
+        nodes = self.survey.free.values() if self.survey else ()
         kinds = ("CPU",) if self.config.cpu else ("GPU", "CPU")
-        parts = [f"{free.get(kind, 0):.0f} {kind}s free" for kind in kinds]
-        return (
-            f"Ray shows {len(ray_state.available_resources_per_node())} nodes, {', '.join(parts)}"
-        )
+        free = [f"{sum(node.get(kind, 0) for node in nodes):.0f} {kind}s free" for kind in kinds]
+        return f"Ray shows {len(nodes)} nodes, {', '.join(free)}"
 
-    def perform(self, action: protocol.Action) -> None:
+    def perform(self, action: protocol.ClusterAction) -> None:
         """Carry out an action on workers; never waits for one."""
         match action:
             case protocol.Place(worker, node):
                 self._place(worker, node)
             case protocol.Remove(worker):
                 self._drop(worker)
-            case protocol.Start():
+            case Start():
                 self._start(action)
-            case protocol.Hold(worker, generation, at_once, with_stacks):
-                self._call(worker, "hold", generation, at_once, with_stacks)
-            case protocol.Save(worker, generation, as_checkpoint):
-                self._call(worker, "save", generation, as_checkpoint)
+            case protocol.Tell(worker, order):
+                self._call(worker, order, "tell", order)
 
     def _place(self, worker: str, node: str) -> None:
-        actor = (
+        self.actors[worker] = (
             ray.remote(RayDistributedActor)
             .options(
                 num_cpus=self.config.cpus_per_worker,
@@ -237,36 +284,66 @@ class RayCluster:
             )
             .remote(self.job)
         )
-        self.actors[worker], self.nodes[worker] = actor, node
+        self.nodes[worker] = node
+        self.messages_heard[worker] = 0
         self.not_ready.add(worker)
-        self._call(worker, "prepare")
-        self._listen(worker)
+        self._call(worker, "prepare", "prepare")
+        self._ask_again(worker, "next_messages")
+        if node not in self.voices:
+            self.voices[node] = worker
+            self._ask_again(worker, "beat")
 
-    def _start(self, start: protocol.Start) -> None:
+    def _start(self, start: Start) -> None:
         # Ray hands the first worker's answer to the others: the driver need not wait for it
         master = self.actors[start.ranks[0]].address.remote()
-        self.calls[master] = start.ranks[0]
-        restore = start.source.path if start.source else None
+        place = start.source.place if start.source else None
         world_size = len(start.ranks)
         for rank, worker in enumerate(start.ranks):
-            keeps = worker in start.keepers
-            self._call(worker, "start", start.generation, rank, world_size, master, restore, keeps)
+            role = Role(
+                generation=start.generation,
+                rank=rank,
+                world_size=world_size,
+                restore=None if place is None else place.path,
+                keeps_snapshots=worker in start.keepers,
+            )
+            self._call(worker, start, "start", role, master)
         if world_size > self.num_asked:  # should one go, a replacement is asked for by then
             self.num_asked = world_size
-            request_resources(bundles=[self.need] * world_size)
+            self.surveyor.request([self.need] * world_size)
 
-    def _call(self, worker: str, method: str, *arguments: Any) -> None:
+    def _call(self, worker: str, asked: Order | Start | str, method: str, *arguments: Any) -> None:
         if worker in self.actors:
-            self.calls[getattr(self.actors[worker], method).remote(*arguments)] = worker
+            future = getattr(self.actors[worker], method).remote(*arguments).future()
+            future.add_done_callback(functools.partial(self._answered, worker, asked))
 
-    def _listen(self, worker: str) -> None:
-        self.listening[self.actors[worker].next_events.remote(HEARTBEAT_S)] = worker
+    def _answered(self, worker: str, asked: Order | Start | str, answer: Future[Any]) -> None:
+        self.answers.put((worker, asked, answer))
+
+    def _ask_again(self, worker: str, asked: str) -> None:
+        if asked == "next_messages" and worker in self.actors:
+            self._call(worker, asked, asked, self.messages_heard[worker], LISTEN_S)
+        else:
+            self._call(worker, asked, asked)
+
+    def _give_voice(self, node: str) -> None:
+        """Another worker says that the node is there: one of each, so that the driver keeps up."""
+        there = [worker for worker, its_node in self.nodes.items() if its_node == node]
+        there.sort(key=self.not_ready.__contains__)
+        if not there or there[0] in self.not_ready:
+            self.heard.pop(node, None)  # until it is heard, nothing is known
+        if there:
+            self.voices[node] = there[0]
+            self._ask_again(there[0], "beat")
+        else:
+            self.voices.pop(node, None)
 
     def _drop(self, worker: str) -> None:
         actor = self.actors.pop(worker, None)
-        self.nodes.pop(worker, None)
-        self.heard.pop(worker, None)
+        node = self.nodes.pop(worker, None)
+        self.messages_heard.pop(worker, None)
         self.not_ready.discard(worker)
+        if node is not None and self.voices.get(node) == worker:
+            self._give_voice(node)
         if actor is not None:
             ray.kill(actor)
 
@@ -275,9 +352,9 @@ class RayCluster:
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
-        for worker in list(self.actors):
-            self._drop(worker)
-        request_resources(bundles=[])
+        for actor in self.actors.values():
+            ray.kill(actor)
+        self.surveyor.close(limit_s)
 
 
 def _reason(text: str) -> str:

@@ -1,18 +1,39 @@
-"""The driver's loop: observe the cluster, decide, perform, until the run's end."""
+"""The driver's loop: observe the cluster, decide, perform, until the run's end.
+
+Nothing that is only bookkeeping ends it: what is written is written by threads of its own, and
+whatever an action raises is told once. An exception of the decisions themselves ends the run, with
+what is held saved first.
+"""
 
 from __future__ import annotations
 
+import collections
 import logging
+import os
+import pickle
 import signal
+import tempfile
+import traceback
 from typing import Any
 
 from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.control import failures, loop
-from fairseq_ray_plugin.control.state import State
+from fairseq_ray_plugin.control import loop
+from fairseq_ray_plugin.control.recording import Beginning, Moment
+from fairseq_ray_plugin.control.state import Action, End, Log, State
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.report import journal
+from fairseq_ray_plugin.report.background import Background
 
 logger = logging.getLogger(__name__)
+
+RECORD = "FAIRSEQ_RAY_RECORD"
+"""Environment variable: the file that all observations go to, for `replay`."""
+
+LAST_MOMENTS = 200
+"""Observations that are kept for the report on a defect."""
+
+MAX_DEFECTS = 20
+"""Exceptions of the decisions after which even saving what is held is given up."""
 
 
 def drive(
@@ -20,46 +41,159 @@ def drive(
 ) -> int:
     """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code."""
     signals = _Signals()
-    exit_code: int | None = None
+    driver = Driver(cluster, config, max_ranks, record)
     try:
-        state = State()
-        while exit_code is None:
-            observation = cluster.observe(signals.received)
-            state, actions = loop.step(state, observation, config, max_ranks)
-            for action in actions:
-                match action:
-                    case protocol.Log(event):
-                        record.write(event)
-                        logger.info("%s", _tell(event, cluster))
-                    case protocol.End(code, message):
-                        (logger.error if code == 1 else logger.info)("%s", message)
-                        exit_code = code
-                    case _:
-                        cluster.perform(action)
+        while driver.exit_code is None:
+            driver.turn(signals.received)
     finally:
         cluster.close()
         signals.restore()
-    events = record.written()
-    logger.info("%s", journal.summary(events))
-    raised = [e for e in events if e["kind"] == "stopped" and str(e["cause"]).startswith("FAILED")]
-    if raised:
-        logger.warning(
-            "%s of the restarts were for exceptions of the training code; the last: %s",
-            *(len(raised), failures.headline(raised[-1]["cause"])),
+        driver.close()
+    return driver.exit_code
+
+
+class Driver:
+    """One run: what has been decided so far, and where that is written down."""
+
+    def __init__(
+        self, cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+    ) -> None:
+        self.cluster, self.config, self.max_ranks = cluster, config, max_ranks
+        self.exit_code: int | None = None
+        self.state = State()
+        self.lines: list[dict[str, Any]] = []
+        self.folder = os.path.dirname(record.path)
+        self.journal = Background(record.write, record.path)
+        self.moments: collections.deque[tuple[State, protocol.Observation]] = collections.deque(
+            maxlen=LAST_MOMENTS
         )
-    return exit_code
+        self.num_defects = 0
+        self.complaints: set[str] = set()
+        self.unreached: list[protocol.Unreached] = []
+        self.recording = _recording(Beginning(config, max_ranks))
+
+    def turn(self, received: int | None) -> None:
+        """One observation, and what follows from it.
+
+        Args:
+            received: the signal that asks for the end, if there was one.
+        """
+        observation = self.cluster.observe(received, self.unreached)
+        self.unreached = []
+        before = self.state
+        self.moments.append((before, observation))
+        actions: list[Action] | None = None
+        try:
+            self.state, actions = loop.step(before, observation, self.config, self.max_ranks)
+        except Exception as error:
+            self._defect(observation, error)
+        if self.recording is not None:
+            self.recording.put(Moment(observation, actions))
+        for action in actions or ():
+            try:
+                self._perform(action)
+            except Exception as error:
+                self._complain(f"{type(action).__name__} could not be done", error)
+                if isinstance(action, protocol.Tell):
+                    order: Any = action.order
+                    self.unreached.append(protocol.Unreached(action.worker, order, repr(error)))
+                elif isinstance(action, protocol.Start):
+                    worker = action.ranks[0]
+                    self.unreached.append(protocol.Unreached(worker, action, repr(error)))
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Log(event):
+                line = journal.line(event)
+                self.lines.append(line)
+                self.journal.put(line)
+                logger.info("%s", _tell(event, self.cluster))
+            case End(code, message):
+                self.exit_code = code
+                failed = code < 128 and code != 0
+                (logger.error if failed else logger.info)("%s", message)
+            case _:
+                self.cluster.perform(action)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Said once, with all there is to know; training goes on."""
+        if what not in self.complaints:
+            self.complaints.add(what)
+            logger.error("%s; training goes on", what, exc_info=error)
+
+    def _defect(self, observation: protocol.Observation, error: Exception) -> None:
+        """The loop itself is wrong: what is held is saved, and the run ends."""
+        self.num_defects += 1
+        if self.num_defects == 1:
+            text = "".join(traceback.format_exception(error))
+            logger.error("this is a defect of fairseq_ray_plugin:\n%s", text)
+            try:
+                where = self._write_report(text)
+                logger.error("please report it, with %s (see replay)", where)
+            except OSError as not_written:
+                logger.error("its report could not be written: %s", not_written)
+        self.state = loop.rescue(self.state, observation.now, repr(error))
+        if self.num_defects > MAX_DEFECTS:
+            self.exit_code = loop.DEFECT
+
+    def _write_report(self, text: str) -> str:
+        """The exception and the last observations are in a file; returns its path."""
+        begin, _ = self.moments[0]
+        for folder in (self.folder, tempfile.gettempdir()):
+            path = os.path.join(folder, "elastic_defect.pickle")
+            try:
+                with open(path, "wb") as file:
+                    pickle.dump(Beginning(self.config, self.max_ranks, begin), file)
+                    for _, observation in self.moments:
+                        pickle.dump(Moment(observation, None), file)
+                with open(f"{path}.txt", "w") as file_of_text:
+                    file_of_text.write(text)
+                return path
+            except OSError:
+                if folder == tempfile.gettempdir():
+                    raise
+        raise AssertionError
+
+    def close(self) -> None:
+        """All is written that can be, and told what the run went through."""
+        logger.info("%s", journal.summary(self.lines))
+        stops = [line for line in self.lines if line["kind"] == "stopped"]
+        raised = [line for line in stops if line["cause"].startswith("FAILED")]
+        if raised and self.exit_code == 0:
+            logger.warning(
+                "%s of the restarts were for exceptions of the training code; the last: %s",
+                *(len(raised), raised[-1]["cause"]),
+            )
+        self.journal.close()
+        if self.recording is not None:
+            self.recording.close()
 
 
-def _tell(event: protocol.JournalEvent, cluster: Any) -> str:
+def _recording(beginning: Beginning) -> Background[Beginning | Moment] | None:
+    path = os.environ.get(RECORD)
+    if not path:
+        return None
+    file = open(path, "wb")
+
+    def write(entry: Beginning | Moment) -> None:
+        pickle.dump(entry, file)
+        file.flush()
+
+    recording = Background(write, path)
+    recording.put(beginning)
+    return recording
+
+
+def _tell(event: journal.Event, cluster: Any) -> str:
     """The human's line on an event."""
-    line = f"generation {event.generation}, update {event.update}: {event.kind}"
-    match event.kind:
-        case "started" | "advanced":
-            line += f" with {event.world_size} workers"
-        case "waiting":
-            line = f"waiting for {event.cause}; {cluster.describe()}"
-    if event.cause and event.kind not in ("waiting", "failed"):
-        line += f": {failures.headline(event.cause)}"
+    kind = event.kind
+    if kind is journal.EventKind.WAITING:
+        return f"waiting for {event.cause}; {cluster.describe()}"
+    line = f"generation {event.generation}, update {event.update}: {kind.value}"
+    if kind in (journal.EventKind.STARTED, journal.EventKind.ADVANCED):
+        line += f" with {event.world_size} workers"
+    if event.cause and kind is not journal.EventKind.FAILED:
+        line += f": {event.cause.partition(chr(10))[0]}"
     return line
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import socket
 import sys
 import types
 import uuid
@@ -16,13 +17,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
+from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
     last_checkpoint,
     mini_batches_per_update,
 )
-from fairseq_ray_plugin.protocol import Job
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.worker import user_code
 
@@ -169,7 +170,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     from fairseq_ray_plugin import distributed
 
     try:
-        where = distributed.connect(config.ray_address)
+        where = connect(config.ray_address)
     except ConnectionError as error:
         _exit(error)
     logger.info("training on %s", where)
@@ -184,6 +185,53 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
     # as at the interpreter's exit: it waits for the last lines of the ranks
     ray.shutdown(_exiting_interpreter=True)
     return exit_code
+
+
+def connect(address: str | None) -> str:
+    """Join a Ray cluster, or start a local one; returns which, for people.
+
+    Raises:
+        ConnectionError: `address` names a cluster that cannot be reached.
+    """
+    import ray
+
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    named, origin = address, "--ray-address"
+    if address in (None, "auto"):
+        named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
+    if named == "local":
+        return _start_local(common)
+    if named != "auto":
+        _knock(str(named), origin)
+    try:
+        context = ray.init(address=named, **common)
+    except ConnectionError as error:
+        if named != "auto":
+            raise ConnectionError(
+                f"{origin} {named}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        return _start_local(common)
+    where = f"Ray cluster at {context.address_info['gcs_address']}"
+    return where + (" (RAY_ADDRESS)" if named != "auto" and origin == "RAY_ADDRESS" else "")
+
+
+def _knock(address: str, origin: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConnectionError(f'{origin} {address}: not "auto", "local" or HOST:PORT')
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
+
+
+def _start_local(common: dict[str, Any]) -> str:
+    import ray
+
+    os.environ.setdefault("RAY_worker_niceness", "0")  # this machine is ours
+    ray.init(address="local", include_dashboard=False, **common)
+    return f"local Ray on this machine, {int(ray.cluster_resources().get('CPU', 0))} CPUs"
 
 
 def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:

@@ -1,35 +1,316 @@
-"""What the control loop sees of the cluster, and what it asks of it: plain values, both ways."""
+"""Every value that crosses a process or a decision: frozen, and matched by its type.
+
+A rank speaks to its worker, a worker to the driver, and the driver's loop decides from what is
+observed. What a rank says travels in an envelope (`FromRank`) that its worker does not open.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Mapping
-from typing import Any
 
 
 class Refused(Exception):
     """Training as it was asked for is not possible here: the message, one line, says why.
 
     Raised by a rank; the run ends with it, since another try would be refused as well.
+
+    Args:
+        spoiled: the state is not what it ought to be, and no checkpoint must be made of it.
     """
 
+    def __init__(self, message: str, spoiled: bool = False) -> None:
+        super().__init__(message)
+        self.spoiled = spoiled
 
-LOADING = "loading"
-"""What a rank does: reading data and checkpoints, up to its first update, or an epoch's."""
 
-TRAINING = "training"
-VALIDATING = "validating"
-SAVING = "saving a checkpoint"
+class Activity(enum.Enum):
+    """What a rank does."""
+
+    LOADING = "loading"
+    """Reading data and checkpoints, up to its first update, or an epoch's."""
+
+    TRAINING = "training"
+    VALIDATING = "validating"
+    SAVING = "saving a checkpoint"
+
+
+# Copies of the state
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldBy:
+    """In the memory of a rank at rest."""
+
+    worker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """A snapshot: a file in a node's memory, or on its disk where there was no room."""
+
+    node: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class InSaveDir:
+    """A checkpoint."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """The state of training after an update, in a place."""
+
+    update: int
+    place: HeldBy | InMemory | InSaveDir
+
+
+# What a rank says. Clocks are its own: only differences mean something.
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Its process has been forked."""
+
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Advanced:
+    """An update is complete: a generation's first one, and from time to time a later one."""
+
+    update: int
+    at: float
+    """Seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Doing:
+    """What comes next, or still goes on."""
+
+    activity: Activity
+    at: float
+    """Seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointed:
+    """fairseq has written a checkpoint."""
+
+    update: int
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The state has been put by in the node's memory, in case that all processes die."""
+
+    update: int
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSnapshot:
+    """The state could not be put by; training goes on."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """It is at rest, as it was asked to be."""
+
+    update: int | None
+    """After which it holds the state; None: it holds none."""
+
+    asked: int
+    """The generation that was to be held: where that never began, an older one answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Error:
+    """An exception, as it travels."""
+
+    kind: str
+    """Its type's name."""
+
+    message: str
+    traceback: str = ""
+    """Of a cause alone, not of the effect of another rank's failure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Raised:
+    """The training code raised an exception."""
+
+    update: int | None
+    """After which it still holds the state."""
+
+    error: Error
+    by_peer: bool = False
+    """Only because another rank went away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Training as it was asked for is not possible (see `Refused`)."""
+
+    reason: str
+    spoiled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """Training has come to its end."""
+
+    update: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """Its process is no more."""
+
+    how: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """The snapshot that it was to go on from is gone."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The copy that was to be saved is a file."""
+
+    update: int
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsaved:
+    """The copy that was to be saved is not."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """What all its threads were doing."""
+
+    text: str
+
+
+RankMessage = (
+    Running
+    | Advanced
+    | Doing
+    | Checkpointed
+    | Snapshot
+    | NoSnapshot
+    | Held
+    | Raised
+    | Refusal
+    | Finished
+    | Ended
+    | Missing
+    | Saved
+    | Unsaved
+    | Stacks
+)
+
+
+# What a worker says
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """It has imported everything, and can start a rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfit:
+    """It cannot start ranks, and never will."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Notice:
+    """The machine under it will be taken away."""
+
+    reason: str
+    left_s: float
+    """Seconds from when this was learned; 0 where the time is past."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromRank:
+    """What its rank says, or the worker of it."""
+
+    generation: int
+    """The rank's."""
+
+    says: RankMessage
+
+
+WorkerMessage = Ready | Unfit | Notice | FromRank
+
+
+# Orders to a worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Hold:
+    """The rank comes to rest with its state, and answers `Held`; also where it never began."""
+
+    generation: int
+    at_once: bool
+    """Now, instead of at the end of the update."""
+
+    with_stacks: bool = False
+    """Say first what every thread is doing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """The state that is held becomes a file, and `Saved` or `Unsaved` follows."""
+
+    as_checkpoint: bool
+    """The run's last one; else a snapshot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Publish:
+    """A snapshot becomes the run's last checkpoint, and `Saved` or `Unsaved` follows."""
+
+    snapshot: Copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Snapshots of this run on the worker's node that are not named here take room for nothing."""
+
+    paths: frozenset[str]
+
+
+Order = Hold | Save | Publish | Keep
 
 
 # What is observed
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
-    """A worker has imported everything and can start a rank."""
+class Heard:
+    """A worker says something."""
 
     worker: str
+    says: WorkerMessage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,45 +323,21 @@ class Gone:
 
 
 @dataclasses.dataclass(frozen=True)
-class Notice:
-    """The machine under a worker will be taken away."""
+class Unreached:
+    """An order did not arrive, or nobody knows whether it did."""
 
     worker: str
+    order: Order | Start
     reason: str
-    deadline: float
-    """Seconds, on the observation's clock."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a rank of a generation says of itself, or its worker says of it."""
-
-    worker: str
-    generation: int
-    kind: str
-    """running, missing, advanced, doing, held, raised, refused, ended, finished, saved, snapshot,
-    unsaved, checkpoint, stacks.
-    """
-
-    update: int | None = None
-    text: str = ""
-    """doing: what is being done now; raised: traceback; ended, refused, unsaved: reason; saved,
-    snapshot, checkpoint, missing: path; stacks: of all its threads.
-    """
-
-    by_peer: bool = False
-    """raised: only because another rank went away."""
-
-    pid: int = 0
-
-
-Event = Ready | Gone | Notice | Report
+Event = Heard | Gone | Unreached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
     now: float
-    """Seconds, monotonic."""
+    """Seconds, monotonic; time in which the driver itself stood still is left out."""
 
     room: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Node -> further workers that have room there now."""
@@ -89,11 +346,14 @@ class Observation:
     """Node that the cluster takes away -> its deadline, on the clock of `now`."""
 
     heard: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Worker -> when it was last heard of; without those that have not said anything yet."""
+    """Node -> when it was last heard of; without those that have not said anything yet."""
 
     events: tuple[Event, ...] = ()
     signal: int | None = None
     """A signal that asks the driver to end."""
+
+    head_silent_s: float = 0.0
+    """For how long the cluster's head has not answered."""
 
 
 # What is to be done
@@ -111,144 +371,24 @@ class Remove:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a generation's state comes from; without one, from where the user's options say."""
-
-    path: str
-    update: int | None
-    node: str | None
-    """The one node that has it; None: a checkpoint, in the save dir."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Start:
+    """A generation begins."""
+
     generation: int
     ranks: tuple[str, ...]
-    source: Source | None
+    """Workers, by rank."""
+
+    source: Copy | None
+    """What it goes on from: a file; None: what the user's options say."""
+
     keepers: frozenset[str]
     """The workers whose ranks put a snapshot by from time to time, one a node."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Hold:
-    """Stop training, keeping the state: at the end of the update, or at once."""
-
+class Tell:
     worker: str
-    generation: int
-    at_once: bool
-    with_stacks: bool = False
-    """Say first what every thread is doing."""
+    order: Order
 
 
-@dataclasses.dataclass(frozen=True)
-class Save:
-    """Write the state that a worker holds; as the run's last checkpoint, or for the next start."""
-
-    worker: str
-    generation: int
-    as_checkpoint: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JournalEvent:
-    """One line of the journal."""
-
-    kind: str
-    """started, advanced (its first update ended), stopped, checkpoint, waiting, unfit, removed,
-    unsaved; the run's last event is finished, failed or interrupted.
-    """
-
-    generation: int
-    world_size: int
-    update: int | None
-    """Updates completed; None where no update is known."""
-
-    cause: str | None = None
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further fields of the line, such as the ranks of a generation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Log:
-    event: JournalEvent
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    exit_code: int
-    message: str
-
-
-Action = Place | Remove | Start | Hold | Save | Log | End
-
-
-# What workers and ranks are told at their start
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker must know of the run, sent once."""
-
-    run_id: str
-    cfg: bytes
-    """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
-
-    groups: tuple[int, ...] | None
-    restart_epoch: bool
-    snapshot_updates: int | None
-    threads: int
-    working_dir: str
-    python_path: tuple[str, ...]
-    user_dir: str | None
-    user_dir_zip: bytes | None
-    last_checkpoint: str
-    """Path of the checkpoint that the same command goes on from."""
-
-    environment: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """What one training process is to do."""
-
-    generation: int
-    rank: int
-    world_size: int
-    master: tuple[str, int]
-    """Host and port of the generation's store, which rank 0 opens."""
-
-    restore: str | None
-    """Snapshot or checkpoint to go on from; None: as the user's options say."""
-
-    groups: tuple[int, ...] | None
-    """Mini-batches in an update by epoch, with --fix-batch-size."""
-
-    restart_epoch: bool
-    """A training iterator without positions for all world sizes is acceptable."""
-
-    threads: int
-    """For torch on the CPU."""
-
-    user_dir: str | None
-    """Where this node has the user's --user-dir."""
-
-    snapshot_folders: tuple[str, ...]
-    """Where this node keeps snapshots, the best first."""
-
-    snapshot_updates: int | None
-    """Updates between snapshots, 0 for none; None: so that they cost little."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preload:
-    """What the server needs before it can fork."""
-
-    cfg: bytes
-    """fairseq's configuration, pickled."""
-
-    working_dir: str
-    """The driver's; relative paths in the user's options mean the same where it exists."""
-
-    python_path: tuple[str, ...]
-    user_dir: str | None
-    """Where this node has the user's --user-dir."""
+ClusterAction = Place | Remove | Start | Tell

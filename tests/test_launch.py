@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
-from fairseq_ray_plugin.protocol import Job
+from fairseq_ray_plugin.assignment import Job
+from fairseq_ray_plugin.protocol import Ready
 from fairseq_ray_plugin.worker.user_code import pack_folder
 from fairseq_ray_plugin.worker.worker import Worker
 
@@ -153,12 +154,12 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
         )
         worker = WorkerOfThisMachine(job)
         await worker.prepare()
-        events = await asyncio.wait_for(worker.next_events(60), 60)
+        messages = await asyncio.wait_for(worker.next_messages(0, 60), 60)
         await worker.stop()
-        return events, worker.user_dir
+        return messages, worker.user_dir
 
-    events, user_dir = asyncio.run(prepare())
-    assert [("ready",)] == events
+    messages, user_dir = asyncio.run(prepare())
+    assert [Ready()] == messages
     assert user_dir != str(package)
     assert (tmp_path / "imported").is_dir(), "it was imported"
     assert not Path(user_dir).exists(), "and cleaned away"

@@ -8,7 +8,15 @@ from pathlib import Path
 import fairseq_ray_plugin
 
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
-PURE = ("options", "protocol", "report", "control", "checkpoints", "training.batching")
+PURE = (
+    "options",
+    "protocol",
+    "assignment",
+    "report",
+    "control",
+    "checkpoints",
+    "training.batching",
+)
 """Rooms and files that load in milliseconds, with nothing but Python."""
 
 LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
@@ -17,6 +25,7 @@ LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
 ORDER = (
     "options",
     "protocol",
+    "assignment",
     "report",
     "control",
     "checkpoints",
@@ -65,7 +74,8 @@ def test_only_one_room_imports_ray():
 
 def test_only_the_driver_asks_for_decisions():
     askers = {m for m in ORDER if any("fairseq_ray_plugin.control" in n for n in imported(m))}
-    assert {"driver"} == askers - {"control"}
+    # and `replay`, which decides once more
+    assert {"driver", "__main__"} == askers - {"control"}
 
 
 def test_pure_rooms_load_neither_ray_nor_torch_nor_fairseq():

@@ -60,7 +60,7 @@ def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
         {"rank": 1, "update": 51, "where": "forward", "what": "raise"},
         {"rank": 0, "update": 60, "where": "checkpoint", "what": "SIGKILL"},
         {"rank": 1, "update": 71, "where": "all_reduce", "what": "SIGSEGV"},
-        {"rank": 0, "update": 81, "where": "begin", "what": "SIGTERM"},
+        {"rank": 0, "update": 81, "where": "begin", "what": "SIGABRT"},
     ]
     run = ray_train(
         tmp_path,

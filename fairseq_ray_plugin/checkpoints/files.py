@@ -1,9 +1,10 @@
-"""Checkpoints in the save dir: which are whole, and the newest of those."""
+"""Checkpoints in the save dir: which are whole, the newest of those, and a copy made whole."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import zipfile
 
 logger = logging.getLogger(__name__)
@@ -31,3 +32,15 @@ def _is_whole(path: str) -> bool:
         if file.read(1) == b"\x80":  # before torch 1.6: a plain pickle, which cannot tell
             return True
     return zipfile.is_zipfile(path)
+
+
+def copy_whole(source: str, target: str) -> None:
+    """`target` is a copy of `source`, or, where OSError passes through, as it was."""
+    partial = f"{target}.tmp"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)

@@ -6,11 +6,13 @@ process that dies, however it dies, so what nobody holds was abandoned and can g
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Container
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +54,13 @@ class MemoryFolder:
         """The one on disk."""
         return self.folders[-1]
 
-    def keep_only(self, snapshot: str) -> None:
-        """That one is whole: those before it are of no use any more."""
+    def keep_only(self, paths: Container[str]) -> None:
+        """Other snapshots are of no use any more, nor what a killed writer left of one."""
         for folder in self.folders:
-            for entry in os.scandir(folder):
-                if entry.name.endswith(".pt") and entry.path != snapshot:
-                    os.remove(entry)
+            with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
+                for entry in os.scandir(folder):
+                    if entry.name.endswith((".pt", ".tmp")) and entry.path not in paths:
+                        os.remove(entry)
 
     def release(self) -> None:
         """Let go; the last one to do so takes the folders away."""

@@ -1,10 +1,13 @@
-"""What a failure means: whose it is, whether to try again, and which nodes to leave out."""
+"""What a failure means: whose it is, and whether to try again."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import re
+from collections.abc import Sequence
+
+from fairseq_ray_plugin.protocol import Error
 
 RETURNS_WITHIN = 100
 """Updates within which an exception that comes back is the same failure, progress or not."""
@@ -36,6 +39,8 @@ class Cause(enum.Enum):
 class Failure:
     cause: Cause
     text: str
+    """One line: who, and what."""
+
     node: str | None = None
     """Where it happened."""
 
@@ -43,50 +48,43 @@ class Failure:
     """Only the effect of another rank's failure."""
 
     with_node: bool = False
-    """The machine went away: nobody's fault, and never held against the run."""
+    """The machine went away, or nobody could reach it: never held against the run."""
+
+    error: Error | None = None
+    """What was raised."""
 
     @property
     def is_exception(self) -> bool:
         """The training code raised it, of itself."""
-        return self.cause is Cause.FAILED and not self.by_peer
+        return self.error is not None and not self.by_peer
 
     def is_like(self, other: Failure) -> bool:
         """Whether both are the same exception: type and message, numbers aside."""
-        return _NUMBER.sub("#", exception(self.text)) == _NUMBER.sub("#", exception(other.text))
+        return self._essence() == other._essence()
+
+    def _essence(self) -> tuple[str, str] | None:
+        error = self.error
+        return (error.kind, _NUMBER.sub("#", error.message)) if error else None
+
+    def report(self) -> str:
+        """All there is to say, for people; more than a line."""
+        traceback = self.error.traceback if self.error else ""
+        text = "\n".join(part for part in (self.text, traceback.strip()) if part)
+        return text + advice(f"{text}\n{self.error.message if self.error else ''}")
 
 
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def exception(text: str) -> str:
-    """Type and message of the exception in a failure's text: what its traceback ends with."""
-    lines = text.strip().splitlines()
-    if lines and lines[0].endswith("raised:"):
-        del lines[0]
-    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
-    outer = (n for n in range(max(frames, default=0), len(lines)) if not lines[n].startswith(" "))
-    return "\n".join(lines[next(outer, 0) :])
-
-
-def headline(text: str) -> str:
-    """One line on a failure: who raised what, or the first line of what else happened."""
-    first = text.strip().partition("\n")[0]
-    return (
-        f"{first} {exception(text).partition(chr(10))[0]}" if first.endswith("raised:") else first
-    )
-
-
-def first_cause(failures: tuple[Failure, ...]) -> Failure | None:
+def first_cause(failures: Sequence[Failure]) -> Failure | None:
     """What went wrong first: a rank that only lost its peers is an effect, not the cause."""
     causes = [f for f in failures if not f.by_peer]
     return next(iter(causes or failures), None)
 
 
-def describe(cause: Cause | None, failure: Failure | None) -> str:
-    """One text for people; a failure says more than what it led to."""
-    if failure is not None:
-        return f"{failure.cause.value}: {failure.text}"
-    return cause.value if cause else ""
+def describe(cause: Cause, failure: Failure | None) -> str:
+    """One line for people; a failure says more than what it led to."""
+    return f"{failure.cause.value}: {failure.text}" if failure is not None else cause.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,15 +141,15 @@ class Strikes:
             updates = " and ".join(str(update) for update in sorted({u for u, _ in raised}))
             return (
                 f"training failed {len(raised)} times, after update {updates}; the first time, "
-                f"{first.text}{advice(first)}"
+                f"{first.report()}"
             )
         update, first = self.failures[0]
         last = self.failures[-1][1]
         if self.count(last.cause) >= max_failures:
             return (
                 f"{self.count(last.cause)} failures in a row after update {update} "
-                f"(--ray-max-failures {max_failures}); the first: {describe(None, first)}"
-                f"{advice(first)}"
+                f"(--ray-max-failures {max_failures}); the first: {first.cause.value}: "
+                f"{first.report()}"
             )
         return None
 
@@ -170,9 +168,9 @@ _ADVICE = (
 )
 
 
-def advice(failure: Failure) -> str:
+def advice(text: str) -> str:
     """What to change, where the text of a failure tells; begins on a line of its own."""
-    for signs, text in _ADVICE:
-        if any(sign in failure.text for sign in signs):
-            return f"\n{text}"
+    for signs, text_of_advice in _ADVICE:
+        if any(sign in text for sign in signs):
+            return f"\n{text_of_advice}"
     return ""

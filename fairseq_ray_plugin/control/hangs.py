@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from fairseq_ray_plugin.protocol import LOADING
+from fairseq_ray_plugin.protocol import Activity
 
 LOADING_LIMIT_S = 1800.0
 """A large data set on a slow file system takes its time, and nothing is known of it yet."""
@@ -26,23 +26,31 @@ FACTOR = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """The signs of progress of a generation's first rank, on the observation's clock."""
+    """The signs of progress of a generation's first rank."""
 
-    doing: str = LOADING
+    doing: Activity = Activity.LOADING
     since: float = 0.0
-    """The last sign."""
+    """When the last sign was heard, on the observation's clock."""
 
-    longest: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    at: float | None = None
+    """When it was given, on the rank's own clock; None: the generation has given none."""
+
+    longest: Mapping[Activity, float] = dataclasses.field(default_factory=dict)
     """What is done -> the longest time between signs in it, seconds, in all generations."""
 
     def begin(self, now: float) -> Pace:
         """A generation starts."""
-        return dataclasses.replace(self, doing=LOADING, since=now)
+        return Pace(Activity.LOADING, now, None, self.longest)
 
-    def sign(self, now: float, doing: str) -> Pace:
-        """There was progress; what follows is `doing`."""
-        gap = max(self.longest.get(self.doing, 0.0), now - self.since)
-        return Pace(doing, now, {**self.longest, self.doing: gap})
+    def sign(self, now: float, doing: Activity, at: float) -> Pace:
+        """There was progress; what follows is `doing`.
+
+        Args:
+            at: when, on the rank's own clock: a sign that arrives late is no long pause.
+        """
+        gap = now - self.since if self.at is None else at - self.at
+        longest = max(self.longest.get(self.doing, 0.0), gap)
+        return Pace(doing, now, at, {**self.longest, self.doing: longest})
 
     def limit(self, given: float | None, num_hangs: int = 0) -> float:
         """Seconds after the last sign from which training counts as hung.
@@ -51,8 +59,10 @@ class Pace:
             given: --ray-hang-timeout; it holds for all but loading, which gets no less.
             num_hangs: hangs since the last update; each doubles what was learned too low.
         """
-        if self.doing == LOADING:
-            limit = max(LOADING_LIMIT_S, given or 0.0, FACTOR * self.longest.get(LOADING, 0.0))
+        if self.doing is Activity.LOADING:
+            limit = max(
+                LOADING_LIMIT_S, given or 0.0, FACTOR * self.longest.get(Activity.LOADING, 0.0)
+            )
         elif given is not None:
             return given
         elif self.doing in self.longest:

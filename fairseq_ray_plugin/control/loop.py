@@ -2,29 +2,74 @@
 
 Pure: no clock, no I/O, no Ray. A generation runs until something stops it; every stop takes the
 same path, whatever its cause: the ranks hold their state, the freshest is saved (stopping.py),
-and the next generation starts from it on the workers that are left.
+and the next generation starts from it on the workers that are left (membership.py).
 """
 
 from __future__ import annotations
 
-from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.control import membership, nodes, stopping
+import dataclasses
+import signal
+
+from fairseq_ray_plugin.control import copies, membership, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
-from fairseq_ray_plugin.control.state import UNHEARD_S, Phase, Standing, State, Step
+from fairseq_ray_plugin.control.state import (
+    UNHEARD_S,
+    Action,
+    Ending,
+    Gathering,
+    Over,
+    Saving,
+    Standing,
+    State,
+    Step,
+    Stopping,
+    Training,
+)
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
-    Action,
+    Activity,
+    Advanced,
+    Checkpointed,
+    Copy,
+    Doing,
+    Ended,
     Event,
+    Finished,
+    FromRank,
     Gone,
+    Heard,
+    Held,
+    InMemory,
+    InSaveDir,
+    Missing,
+    NoSnapshot,
     Notice,
     Observation,
+    Publish,
+    Raised,
+    RankMessage,
     Ready,
-    Report,
-    Source,
+    Refusal,
+    Running,
+    Save,
+    Saved,
+    Snapshot,
+    Stacks,
+    Start,
+    Unfit,
+    Unreached,
+    Unsaved,
 )
+from fairseq_ray_plugin.report.journal import EventKind
 
 FINISH_S = 30.0
 """How long rank 0, when it is done, waits for the ranks that are not."""
+
+DEFECT = 70
+"""The exit code of a run that ends because the loop itself is wrong (EX_SOFTWARE)."""
+
+HEAD_LIMIT_S = 20.0
+"""A cluster whose head does not answer for so long has none; Ray ends its nodes after a minute."""
 
 
 def step(
@@ -41,32 +86,54 @@ def step(
         _leave(s, node, "the cluster drains it", deadline)
     for event in observation.events:
         _hear(s, event)
-    if observation.signal is not None and s.state.signal is None:
-        s.set(signal=observation.signal)
-    if s.state.phase is not Phase.ENDED:
+    _check_for_end(s, observation)
+    if s.state.ending is None and not isinstance(s.state.phase, Over):
         membership.place(s, observation.room)
     # a phase that ends may let the next one end too: a stop with every answer in is one step
     while True:
         before = s.state.phase
         match before:
-            case Phase.GATHERING:
-                membership.gather(s)
-            case Phase.TRAINING:
+            case Gathering():
+                membership.gather(s, before)
+            case Training():
                 _train(s)
-            case Phase.STOPPING:
-                stopping.stop(s)
-            case Phase.SAVING:
-                stopping.check_saving(s)
-            case Phase.ENDED:
-                pass
-        if s.state.phase is before:
-            return s.state, s.actions
+            case Stopping():
+                stopping.stop(s, before)
+            case Saving():
+                stopping.check_saving(s, before)
+        if isinstance(s.state.phase, type(before)):
+            return s.done(), s.actions
+
+
+def rescue(state: State, now: float, error: str) -> State:
+    """After an exception in `step`, our own defect: what is held is saved, and the run ends."""
+    if isinstance(state.phase, Training):
+        asked = now - stopping.ASK_AGAIN_S - 1  # the next step asks
+        state = dataclasses.replace(
+            state, phase=Stopping(now, Cause.INTERRUPTED, at_once=True, asked=asked)
+        )
+    message = f"a defect in the control loop of fairseq_ray_plugin: {error}"
+    return dataclasses.replace(state, ending=Ending(EventKind.FAILED, DEFECT, message))
+
+
+def _check_for_end(s: Step, observation: Observation) -> None:
+    """Whether something outside training wants the run to end."""
+    number = observation.signal
+    if number is not None and s.state.ending is None:
+        message = f"interrupted by {signal.Signals(number).name} after update {s.state.update}"
+        s.set(ending=Ending(EventKind.INTERRUPTED, 128 + number, message))
+    elif observation.head_silent_s > HEAD_LIMIT_S and s.state.ending is None:
+        message = (
+            f"Ray's head has not answered for {HEAD_LIMIT_S:.0f} s: start Ray again, and the same "
+            "command goes on"
+        )
+        s.set(ending=Ending(EventKind.FAILED, 1, message))
 
 
 def _leave(s: Step, node: str, reason: str, deadline: float) -> None:
     if node not in s.state.leaving:
         s.set(leaving={**s.state.leaving, node: deadline})
-        s.log("notice", f"node {node[:8]} goes in {deadline - s.now:.0f} s: {reason}")
+        s.log(EventKind.NOTICE, f"node {node[:8]} goes in {deadline - s.now:.0f} s: {reason}")
 
 
 def _hear(s: Step, event: Event) -> None:
@@ -74,118 +141,163 @@ def _hear(s: Step, event: Event) -> None:
         return
     worker = s.workers[event.worker]
     match event:
-        case Ready(name):
-            s.set_worker(name, standing=Standing.READY, since=s.now)
-            s.set(nodes=nodes.started(s.state.nodes, worker.node))
         case Gone(name, reason, with_node):
-            if with_node:
-                s.set(nodes=nodes.dead(s.state.nodes, worker.node))
-            elif worker.standing is Standing.STARTING:
-                s.set(nodes=nodes.not_started(s.state.nodes, worker.node, reason, s.now))
-                s.log("unfit", f"a worker did not start on {worker.node}: {reason}")
-            if s.state.phase is Phase.GATHERING:
-                s.set(since=s.now)
-            text = f"{s.rank(name)}: {reason}"
-            del s.workers[name]
-            if name in s.state.ranks:
-                stopping.fail(s, Failure(Cause.LOST, text, worker.node, with_node=with_node))
-                stopping.unsaved(s, name)
-        case Notice(_, reason, deadline):
-            _leave(s, worker.node, reason, deadline)
-        case Report() if event.generation == s.state.generation:
-            _hear_report(s, event)
-        case Report(kind="held" | "ended" | "raised") if worker.standing is Standing.SILENT:
-            # a rank of an earlier generation that had been given up: its worker is of use again
-            s.set_worker(event.worker, standing=Standing.READY, since=s.now, held=None)
+            _lose(s, name, reason, with_node)
+        case Unreached(name, order, reason):
+            _not_told(s, name, order, reason)
+        case Heard(name, Ready()):
+            s.set_worker(name, standing=Standing.READY, since=s.now)
+            s.nodes[worker.node] = s.node(worker.node).started()
+        case Heard(name, Unfit(reason)):
+            _lose(s, name, reason, with_node=False)
+        case Heard(_, Notice(reason, left_s)):
+            _leave(s, worker.node, reason, s.now + left_s)
+        case Heard(name, FromRank(generation, says)):
+            if generation == s.state.generation and s.is_in_generation(name):
+                _hear_of_progress(s, name, says)
+            _hear_rank(s, name, generation, says)
 
 
-_TELL_UPDATE = ("advanced", "checkpoint", "held", "raised", "finished")
+def _lose(s: Step, name: str, reason: str, with_node: bool) -> None:
+    """A worker is no more."""
+    worker = s.workers[name]
+    record = s.node(worker.node)
+    if with_node:
+        s.nodes[worker.node] = record.dead()
+        s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != worker.node})
+    elif worker.standing is Standing.STARTING:
+        s.nodes[worker.node] = record.not_started(reason, s.now)
+        s.log(EventKind.UNFIT, f"a worker did not start on {worker.node}: {reason}")
+    if isinstance(s.state.phase, Gathering):
+        s.enter(Gathering(s.now))
+    text = f"{s.describe(name)}: {reason}"
+    was_in_generation = s.is_in_generation(name)
+    del s.workers[name]
+    if was_in_generation:
+        stopping.fail(s, Failure(Cause.LOST, text, worker.node, with_node=with_node))
 
 
-def _hear_report(s: Step, report: Report) -> None:
-    name, node = report.worker, s.workers[report.worker].node
-    if report.update is not None and report.kind in _TELL_UPDATE:
-        strikes = s.state.strikes.after(report.update)
-        s.set(update=max(s.state.update, report.update), strikes=strikes)
-    match report.kind:
-        case "running":
-            s.set_worker(name, pid=report.pid)
-            s.set(num_running=s.state.num_running + 1)
-            if s.state.num_running == len(s.state.ranks):
-                ranks = [
-                    {"rank": rank, "node": s.workers[name].node, "pid": s.workers[name].pid}
-                    for rank, name in enumerate(s.state.ranks)
-                    if name in s.workers
-                ]
-                s.log("started", ranks=ranks)
-        case "missing":
-            s.set(snapshots={n: x for n, x in s.state.snapshots.items() if x.path != report.text})
-            s.set_worker(name, standing=Standing.READY)
-            text = f"{s.rank(name)}: the snapshot {report.text} is gone"
-            stopping.fail(s, Failure(Cause.LOST, text, node))
-        case "advanced":
-            _advanced(s, report)
-        case "doing" if name == s.state.ranks[0]:
-            s.set(pace=s.state.pace.sign(s.now, report.text))
-        case "checkpoint":
-            s.set(checkpoint=Source(report.text, report.update, None))
-            s.log("checkpoint", path=report.text)
-        case "held":
-            s.set_worker(name, standing=Standing.READY, held=report.update)
-        case "raised":
-            text = f"{s.rank(name)} raised:\n{report.text}"
-            s.set_worker(name, standing=Standing.READY, held=report.update)
-            stopping.fail(s, Failure(Cause.FAILED, text, node, report.by_peer))
-        case "refused":
-            s.end("failed", 1, report.text)
-        case "ended":
-            s.set_worker(name, standing=Standing.READY, held=None)
-            text = f"training process of {s.rank(name)} {report.text}"
-            stopping.fail(s, Failure(Cause.LOST, text, node))
-            stopping.unsaved(s, name)
-        case "finished":
-            s.set_worker(name, standing=Standing.FINISHED, since=s.now, held=report.update)
-        case "saved" if s.state.phase is Phase.SAVING and name == s.state.saver:
-            stopping.saved(s, Source(report.text, report.update, node))
-        case "snapshot":
-            stopping.keep(s, Source(report.text, report.update, node))
-        case "unsaved":
-            s.log("unsaved", report.text)
-            stopping.unsaved(s, name)
-        case "stacks":
-            rank = s.state.ranks.index(name)
-            s.log("stacks", f"what {s.rank(name)} was doing", rank=rank, stacks=report.text)
+def _not_told(s: Step, name: str, order: object, reason: str) -> None:
+    """An order did not arrive; who does not answer is asked again, or left out."""
+    match order:
+        case Start(generation) if generation == s.state.generation:
+            text = f"{s.describe(name)} could not be told to start: {reason}"
+            stopping.fail(s, Failure(Cause.LOST, text, with_node=True))
+        case Save() | Publish():
+            phase = s.state.phase
+            if isinstance(phase, Saving) and phase.worker == name:
+                s.set_worker(name, standing=Standing.SILENT, since=s.now)
 
 
-def _advanced(s: Step, report: Report) -> None:
+def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
+    """What a rank of the newest generation says of it, whatever its worker is asked to do."""
     state = s.state
-    if report.worker == state.ranks[0]:
-        s.set(pace=state.pace.sign(s.now, protocol.TRAINING))
-    if not state.advanced:
-        s.set(advanced=True)
-        if state.stopped_at is not None:
-            s.set(stall_s=s.now - state.stopped_at, stopped_at=None)
-        s.log("advanced")
+    if isinstance(says, Advanced | Checkpointed | Held | Raised | Finished) and says.update:
+        strikes = state.strikes.after(says.update)
+        s.set(update=max(state.update, says.update), strikes=strikes)
+    match says:
+        case Running(pid):
+            s.set_worker(name, pid=pid)
+            s.set(num_running=state.num_running + 1)
+            if state.num_running + 1 == len(state.ranks):
+                there = [(rank, n) for rank, n in enumerate(state.ranks) if n in s.workers]
+                ranks = [
+                    {"rank": rank, "node": s.workers[n].node, "pid": s.workers[n].pid}
+                    for rank, n in there
+                ]
+                s.log(EventKind.STARTED, ranks=ranks)
+        case Advanced(_, at):
+            if name == state.ranks[0]:
+                s.set(pace=state.pace.sign(s.now, Activity.TRAINING, at))
+            if not state.advanced:
+                s.set(advanced=True)
+                if state.stopped_at is not None:
+                    s.set(stall_s=s.now - state.stopped_at, stopped_at=None)
+                s.log(EventKind.ADVANCED)
+        case Doing(activity, at) if name == state.ranks[0]:
+            s.set(pace=state.pace.sign(s.now, activity, at))
+        case Stacks(text):
+            rank = s.workers[name].rank
+            s.log(EventKind.STACKS, f"what {s.describe(name)} was doing", rank=rank, stacks=text)
+
+
+def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
+    worker = s.workers[name]
+    node, phase = worker.node, s.state.phase
+    match says:
+        case Held(update, asked) if asked == worker.asked:
+            s.set_worker(
+                name, standing=Standing.READY, since=s.now, held=update, generation=generation
+            )
+        case Saved(update, path) if isinstance(phase, Saving) and phase.worker == name:
+            stopping.saved(s, update, path)
+        case Unsaved(reason) if isinstance(phase, Saving) and phase.worker == name:
+            stopping.not_saved(s, reason)
+        case Snapshot(update, path):
+            copy = Copy(update, InMemory(node, path))
+            # but not one that has been under way for long
+            if copies.freshest(filter(None, [s.state.snapshots.get(node), copy])) == copy:
+                stopping.keep(s, name, copy)
+        case NoSnapshot(reason):
+            s.log(EventKind.UNSAVED, reason)
+        case Checkpointed(update, path):
+            s.set(checkpoint=Copy(update, InSaveDir(path)))
+            s.log(EventKind.CHECKPOINT, path=path)
+        case Raised() | Refusal() | Ended() | Finished() | Missing() if (
+            generation == worker.generation
+        ):
+            _hear_of_end(s, name, says)
+
+
+def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
+    """The rank that a worker runs trains no more."""
+    worker = s.workers[name]
+    standing = Standing.FINISHED if isinstance(says, Finished) else Standing.READY
+    held = says.update if isinstance(says, Raised | Finished) else None
+    s.set_worker(name, standing=standing, since=s.now, held=held)
+    if not s.is_in_generation(name):
+        return
+    rank, node = s.describe(name), worker.node
+    match says:
+        case Missing(path):
+            s.set(
+                snapshots={
+                    n: c for n, c in s.state.snapshots.items() if c.place != InMemory(n, path)
+                }
+            )
+            stopping.fail(s, Failure(Cause.LOST, f"{rank}: the snapshot {path} is gone", node))
+        case Ended(how):
+            text = f"training process of {rank} {how}"
+            stopping.fail(s, Failure(Cause.LOST, text, node))
+        case Raised(_, error, by_peer):
+            text = f"{rank} raised {error.kind}: {error.message.partition(chr(10))[0]}"
+            stopping.fail(s, Failure(Cause.FAILED, text, node, by_peer, error=error))
+        case Refusal(reason, spoiled) if s.state.ending is None:
+            s.set(ending=Ending(EventKind.FAILED, 1, reason, saves=not spoiled))
 
 
 def _train(s: Step) -> None:
     state = s.state
-    done = s.with_standing(Standing.FINISHED)
+    done = s.of_generation(Standing.FINISHED)
     if done:
         # rank 0 writes the last checkpoint: nothing is finished before it is
         first = s.workers.get(state.ranks[0])
         if state.ranks[0] in done and (
             len(done) == len(state.ranks) or (first and s.now - first.since > FINISH_S)
         ):
-            s.end("finished", 0, f"training finished after {state.update} updates")
+            stopping.finish(s)
             return
-    if state.signal is not None:
-        stopping.begin_stop(s, Cause.INTERRUPTED, at_once=False)
+    if state.ending is not None:
+        # where one rank has come to rest already, the others wait for it
+        at_once = len(s.of_generation(Standing.TRAINING)) < len(state.ranks)
+        stopping.begin_stop(s, Cause.INTERRUPTED, at_once)
         return
     _watch(s)
-    if s.state.phase is not Phase.TRAINING or done:
+    if not isinstance(s.state.phase, Training) or done:
         return
-    if any(s.workers[name].node in state.leaving for name in state.ranks if name in s.workers):
+    if state.leaving and any(
+        s.workers[name].node in state.leaving for name in state.ranks if name in s.workers
+    ):
         stopping.begin_stop(s, Cause.PREEMPTED, at_once=False)
     elif state.advanced and membership.grows(s):
         stopping.begin_stop(s, Cause.RESIZED, at_once=False)
@@ -194,12 +306,14 @@ def _train(s: Step) -> None:
 def _watch(s: Step) -> None:
     """Whether the ranks are still there, and getting on."""
     state = s.state
-    for name in state.ranks:
-        if name in s.workers and s.is_unheard(name, UNHEARD_S):
-            text = f"{s.rank(name)}: its worker was not heard of for {UNHEARD_S:.0f} s"
+    unheard = {node for node in s.heard if s.is_unheard(node, UNHEARD_S)}
+    for name in state.ranks if unheard else ():
+        if name in s.workers and s.workers[name].node in unheard:
+            text = f"{s.describe(name)}: its node was not heard of for {UNHEARD_S:.0f} s"
             stopping.fail(s, Failure(Cause.LOST, text, s.workers[name].node, with_node=True))
             return
     limit = state.pace.limit(s.config.hang_timeout, state.strikes.count(Cause.HUNG))
     if s.now - state.pace.since > limit:
-        text = f"no progress for {limit:.0f} s while {state.pace.doing} (--ray-hang-timeout)"
+        doing = state.pace.doing.value
+        text = f"no progress for {limit:.0f} s while {doing} (--ray-hang-timeout)"
         stopping.fail(s, Failure(Cause.HUNG, text))

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fairseq_ray_plugin.control import nodes, stopping
-from fairseq_ray_plugin.control.state import UNHEARD_S, Phase, Standing, Step, Worker
-from fairseq_ray_plugin.protocol import Place, Source, Start
+from fairseq_ray_plugin.control import copies, stopping
+from fairseq_ray_plugin.control.state import (
+    UNHEARD_S,
+    Ending,
+    Gathering,
+    Standing,
+    Step,
+    Training,
+    Worker,
+)
+from fairseq_ray_plugin.protocol import Copy, HeldBy, Hold, InMemory, Place, Start
+from fairseq_ray_plugin.report.journal import EventKind
 
 START_PATIENCE_S = 10.0
 """How long workers that are ready wait for those still starting, before the first generation."""
 
-
 SETTLE_S = 1.5
 """Newcomers within so long of each other make one resize; longer than a look for room takes."""
 
+LONGEST_WAIT_S = 30.0
+"""However many more are on their way, no newcomer waits longer for them."""
 
 PLACEMENT_LIMIT_S = 120.0
-"""A worker that is not ready after so long has no room in truth, or a broken machine."""
+"""A worker that is not ready after so long has no room in truth; one that is silent is lost."""
 
+FRESH_NODE_S = 10.0
+"""How long a node that alone has the freshest copy may take to have room for a worker again."""
 
 START_TRIES = 3
 """Workers in a row that may fail to start on every node before the run ends."""
-
 
 NUM_KEEPERS = 2
 """Nodes of a generation that put a snapshot by from time to time."""
@@ -30,36 +41,35 @@ NUM_KEEPERS = 2
 
 def place(s: Step, room: Mapping[str, int]) -> None:
     """Put a worker wherever there is room; take away those that are of no use any more."""
-    in_use = s.state.ranks if s.state.phase is not Phase.GATHERING else ()
-    for name, worker in list(s.workers.items()):
-        if worker.node in s.state.leaving and name not in in_use:
-            s.remove(name)
-        elif worker.standing is Standing.STARTING and s.now - worker.since > PLACEMENT_LIMIT_S:
-            s.log("removed", f"worker on {worker.node} did not start")
-            s.remove(name)
+    is_over = isinstance(s.state.phase, Gathering)
+    _remove_useless(s, is_over)
     there = [
         name
         for name, worker in s.workers.items()
-        if worker.node not in s.state.leaving
-        and worker.standing is not Standing.SILENT
-        and not s.is_unheard(name, UNHEARD_S)
+        if worker.standing is not Standing.SILENT
+        and worker.node not in s.state.leaving
+        and not s.is_unheard(worker.node, UNHEARD_S)
     ]
     num_workers = len(there)
-    if s.state.phase is Phase.TRAINING and s.max_ranks is not None and num_workers > s.max_ranks:
+    limit = s.max_ranks
+    if limit is not None and num_workers > limit and isinstance(s.state.phase, Training):
         # one that was silent is back after another had been placed for it
-        spare = [name for name in there if name not in in_use]
+        spare = [name for name in there if not s.is_in_generation(name)]
         spare.sort(key=lambda name: s.workers[name].standing is not Standing.STARTING)
-        for name in spare[: num_workers - s.max_ranks]:
+        for name in spare[: num_workers - limit]:
             s.remove(name)
-        num_workers = s.max_ranks
+        num_workers = limit
     for node, slots in sorted(room.items()):
-        if node in s.state.leaving or not nodes.has_place(s.state.nodes, node, s.now):
+        if node in s.state.leaving or not s.node(node).has_place(s.now):
             continue
         for _ in range(slots):
-            if s.max_ranks is not None and num_workers >= s.max_ranks:
-                if not s.state.told_of_spare_room and s.max_ranks != s.config.max_workers:
+            if limit is not None and num_workers >= limit:
+                if not s.state.told_of_spare_room and limit != s.config.max_workers:
                     s.set(told_of_spare_room=True)
-                    s.log("spare", f"an update has {s.max_ranks} mini-batches, for as many workers")
+                    s.log(
+                        EventKind.SPARE,
+                        f"an update has {limit} mini-batches, for as many workers",
+                    )
                 return
             name = f"worker-{s.state.num_placed}"
             s.workers[name] = Worker(node, Standing.STARTING, s.now)
@@ -68,74 +78,126 @@ def place(s: Step, room: Mapping[str, int]) -> None:
             num_workers += 1
 
 
-def gather(s: Step) -> None:
+def _remove_useless(s: Step, is_over: bool) -> None:
+    asked = []
+    for name, worker in list(s.workers.items()):
+        waited = s.now - worker.since
+        if worker.standing is Standing.STARTING and waited > PLACEMENT_LIMIT_S:
+            s.nodes[worker.node] = s.node(worker.node).not_placed(s.now)
+            s.log(EventKind.REMOVED, f"worker on {worker.node} did not start")
+            s.remove(name)
+        elif worker.standing is Standing.SILENT and waited > PLACEMENT_LIMIT_S:
+            s.log(EventKind.REMOVED, f"worker on {worker.node} does not answer")
+            s.remove(name)
+        elif worker.standing is Standing.SILENT and not s.is_unheard(worker.node, UNHEARD_S):
+            asked.append(name)
+        elif worker.node in s.state.leaving and (is_over or not s.is_in_generation(name)):
+            # what it holds and nobody else has is saved before it goes
+            best = copies.freshest(c for c in copies.all_copies(s) if c.place != HeldBy(name))
+            if worker.held is None or (best is not None and best.update >= worker.held):
+                s.remove(name)
+    if asked and s.now - s.state.asked_silent > stopping.ASK_AGAIN_S:
+        s.set(asked_silent=s.now)
+        for name in asked:
+            s.set_worker(name, asked=s.state.generation)
+        s.tell(asked, Hold(s.state.generation, at_once=True))
+
+
+def gather(s: Step, phase: Gathering) -> None:
     """Start the next generation as soon as there are workers enough."""
     state = s.state
-    if state.signal is not None:
-        stopping.save_freshest(s)
+    if state.ending is not None:
+        stopping.end_when_saved(s, state.ending)
         return
     ready = s.usable()
+    there = {s.workers[name].node for name in ready}
+    copy = copies.freshest(copies.all_copies(s), there)
+    if copy is not None and isinstance(copy.place, HeldBy):
+        # no node that goes away, whose memory goes with it
+        worker = copy.place.worker
+        stopping.save(s, copy, worker, as_checkpoint=not s.stays(worker))
+        return
     starting = s.with_standing(Standing.STARTING)
     if len(ready) < s.config.min_workers:
-        waiting = f"{s.config.min_workers} workers, {len(ready)} ready, {len(starting)} starting"
-        if waiting != state.waiting:
-            s.set(waiting=waiting)
-            s.log("waiting", waiting)
-        unfit = {node: record.unfit for node, record in state.nodes.items() if record.unfit}
-        if not s.workers and unfit and all(len(r) >= START_TRIES for r in unfit.values()):
-            node, reasons = next(iter(unfit.items()))
-            s.end("failed", 1, f"workers cannot start; on {node}: {reasons[0]}")
+        _wait(s, len(ready), len(starting))
         return
-    if state.generation == 0 and (starting or s.now - state.since < SETTLE_S):
+    if state.generation == 0 and (starting or s.now - phase.since < SETTLE_S):
         # others are on their way, or what failed to start may yet be replaced
         first = min(s.workers[name].since for name in ready)
         if s.now - first < START_PATIENCE_S:
             return
-    there = {s.workers[name].node for name in ready}
     coming = {s.workers[name].node for name in starting}
-    sources = [source for node, source in state.snapshots.items() if node in there | coming]
-    source = max([*sources, *filter(None, [state.checkpoint])], key=_freshness, default=None)
-    if source is not None and source.node is not None and source.node not in there:
-        return  # a fresh worker on the node that has the state
+    while copy is not None and isinstance(copy.place, InMemory) and copy.place.node not in there:
+        node = copy.place.node
+        may_come = s.node_stays(node) and s.now - phase.since < FRESH_NODE_S
+        if node in coming or may_come:
+            return  # a fresh worker on the node that has the state
+        stopping.forget(s, copy)
+        copy = copies.freshest(copies.all_copies(s), there)
+        if copy is not None and isinstance(copy.place, HeldBy):
+            return  # the next look saves it
+    _start(s, ready, copy)
+
+
+def _wait(s: Step, num_ready: int, num_starting: int) -> None:
+    waiting = f"{s.config.min_workers} workers, {num_ready} ready, {num_starting} starting"
+    if waiting != s.state.waiting:
+        s.set(waiting=waiting)
+        s.log(EventKind.WAITING, waiting)
+    unfit = {node: record.unfit for node, record in s.nodes.items() if record.unfit}
+    if not s.workers and unfit and all(len(r) >= START_TRIES for r in unfit.values()):
+        node, reasons = next(iter(unfit.items()))
+        message = f"workers cannot start; on {node}: {reasons[0]}"
+        ending = Ending(EventKind.FAILED, 1, message)
+        s.set(ending=ending)
+        stopping.end_when_saved(s, ending)
+
+
+def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     ranks = _rank_order(s, ready, source)[: s.max_ranks]
-    for name in ranks:
-        s.set_worker(name, standing=Standing.TRAINING, held=None)
+    generation = s.state.generation + 1
+    for rank, name in enumerate(ranks):
+        s.set_worker(
+            name,
+            standing=Standing.TRAINING,
+            generation=generation,
+            rank=rank,
+            held=None,
+            asked=0,
+            pid=0,
+        )
+    s.failures.clear()
     s.set(
-        generation=state.generation + 1,
+        generation=generation,
         ranks=ranks,
+        source=source,
         num_running=0,
         advanced=False,
-        pace=state.pace.begin(s.now),
-        cause=None,
-        failures=(),
-        at_once=False,
-        saver=None,
+        pace=s.state.pace.begin(s.now),
         waiting=None,
     )
     first_on = {s.workers[name].node: name for name in reversed(ranks)}
-    keepers = sorted(first_on.values(), key=ranks.index)[:NUM_KEEPERS]
-    s.actions.append(Start(s.state.generation, ranks, source, frozenset(keepers)))
-    s.enter(Phase.TRAINING)
+    keepers = sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
+    s.actions.append(Start(generation, ranks, source, frozenset(keepers)))
+    for name in first_on.values():
+        stopping.sweep(s, name)
+    s.enter(Training(s.now))
 
 
-def _freshness(source: Source) -> tuple[int, bool]:
-    """Of a checkpoint and a snapshot after the same update, the checkpoint outlives the node."""
-    return source.update or 0, source.node is not None
-
-
-def _rank_order(s: Step, names: list[str], source: Source | None) -> tuple[str, ...]:
+def _rank_order(s: Step, names: list[str], source: Copy | None) -> tuple[str, ...]:
     """By node, the one that has the state first: rank 0 loads it, and saves checkpoints."""
     workers = s.workers
-    old = {name: rank for rank, name in enumerate(s.state.ranks)}
-    home = source.node if source else None
+    last = len(s.state.ranks)
+    old = {name: workers[name].rank if s.is_in_generation(name) else last for name in names}
+    home = source.place.node if source and isinstance(source.place, InMemory) else None
     first_of: dict[str, int] = {}
     for name in names:
-        node, rank = workers[name].node, old.get(name, len(old))
-        first_of[node] = min(rank, first_of.get(node, rank))
+        node = workers[name].node
+        first_of[node] = min(old[name], first_of.get(node, last))
 
     def order(name: str) -> tuple[bool, int, str, int]:
         node = workers[name].node
-        return (node != home, first_of[node], node, old.get(name, len(old)))
+        return (node != home, first_of[node], node, old[name])
 
     return tuple(sorted(names, key=order))
 
@@ -143,21 +205,25 @@ def _rank_order(s: Step, names: list[str], source: Source | None) -> tuple[str, 
 def grows(s: Step) -> bool:
     """Whether there are newcomers, and taking them in is likely to pay for itself."""
     state = s.state
-    if any(
-        s.now - s.workers[name].since < START_PATIENCE_S
-        for name in s.with_standing(Standing.STARTING)
-    ):
+    num_free = len(s.workers) if s.max_ranks is None else s.max_ranks - len(state.ranks)
+    if num_free <= 0 or len(s.workers) == len(state.ranks):
         return False
-    newcomers = [name for name in s.usable() if name not in state.ranks]
-    if s.max_ranks is not None:
-        newcomers = newcomers[: max(0, s.max_ranks - len(state.ranks))]
+    newcomers = [name for name in s.usable() if not s.is_in_generation(name)][:num_free]
     if not newcomers:
         return False
-    there_for = s.now - max(s.workers[name].since for name in newcomers)
-    if there_for < SETTLE_S:
+    since = [s.workers[name].since for name in newcomers]
+    there_for = s.now - max(since)
+    if s.now - min(since) < LONGEST_WAIT_S and (there_for < SETTLE_S or _more_are_coming(s)):
         return False
     # it costs one stall to take them in, and one to lose them again, at today's speed; where
     # losses come faster than that is won back, newcomers must have lasted as long themselves
     pays_after = 2 * state.stall_s * len(state.ranks) / len(newcomers)
     between = (s.now - state.losses[0]) / len(state.losses) if state.losses else pays_after
     return between >= pays_after or there_for >= pays_after
+
+
+def _more_are_coming(s: Step) -> bool:
+    return any(
+        s.now - s.workers[name].since < START_PATIENCE_S
+        for name in s.with_standing(Standing.STARTING)
+    )

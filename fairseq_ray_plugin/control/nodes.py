@@ -8,10 +8,8 @@ from collections.abc import Mapping
 
 HOUR_S = 3600.0
 
-
 SUSPECT_AFTER = 3
 """Failures of a node within an hour before it is left out; twice as many if another has one."""
-
 
 FIRST_COOL_DOWN_S = 60.0
 """How long a suspect is left out; twice as long each further time, up to an hour."""
@@ -34,63 +32,55 @@ class NodeRecord:
     use_after: float = 0.0
     """No worker is placed or used there before that."""
 
+    def failed(self, now: float) -> NodeRecord:
+        """A failure happened there."""
+        return dataclasses.replace(self, failures=(*self._recent(now), now))
 
-Nodes = Mapping[str, NodeRecord]
+    def not_started(self, reason: str, now: float) -> NodeRecord:
+        """A worker did not start there: wait longer each time before the next one is tried."""
+        unfit = (*self.unfit, reason)
+        pause = min(2.0 ** (len(unfit) - 1), HOUR_S)
+        return dataclasses.replace(self, unfit=unfit, place_after=now + pause)
+
+    def not_placed(self, now: float) -> NodeRecord:
+        """The cluster did not start a worker there: it has no room in truth."""
+        return dataclasses.replace(self, place_after=now + FIRST_COOL_DOWN_S)
+
+    def started(self) -> NodeRecord:
+        """A worker did start there."""
+        return dataclasses.replace(self, unfit=()) if self.unfit else self
+
+    def dead(self) -> NodeRecord:
+        """It never comes back: a machine that does has another name."""
+        return dataclasses.replace(self, unfit=(), place_after=math.inf)
+
+    def left_out(self, now: float) -> NodeRecord:
+        """It is of no use for a while."""
+        pause = min(FIRST_COOL_DOWN_S * 2.0**self.num_cool_downs, HOUR_S)
+        return dataclasses.replace(
+            self, failures=(), num_cool_downs=self.num_cool_downs + 1, use_after=now + pause
+        )
+
+    def is_usable(self, now: float) -> bool:
+        """Whether a worker there may run a rank."""
+        return now >= self.use_after
+
+    def has_place(self, now: float) -> bool:
+        """Whether a worker may be placed there."""
+        return self.is_usable(now) and now >= self.place_after
+
+    def _recent(self, now: float) -> tuple[float, ...]:
+        return tuple(time for time in self.failures if now - time < HOUR_S)
+
+    def num_failures(self, now: float) -> int:
+        """Within the last hour."""
+        return len(self._recent(now))
 
 
-def noted(nodes: Nodes, node: str, now: float) -> Nodes:
-    """A failure happened on `node`."""
-    record = nodes.get(node, NodeRecord())
-    recent = tuple(time for time in record.failures if now - time < HOUR_S)
-    return {**nodes, node: dataclasses.replace(record, failures=(*recent, now))}
-
-
-def not_started(nodes: Nodes, node: str, reason: str, now: float) -> Nodes:
-    """A worker did not start on `node`: wait longer each time before the next one is tried."""
-    record = nodes.get(node, NodeRecord())
-    unfit = (*record.unfit, reason)
-    pause = min(2.0 ** (len(unfit) - 1), HOUR_S)
-    return {**nodes, node: dataclasses.replace(record, unfit=unfit, place_after=now + pause)}
-
-
-def started(nodes: Nodes, node: str) -> Nodes:
-    """A worker did start on `node`."""
-    record = nodes.get(node)
-    if record is None or not record.unfit:
-        return nodes
-    return {**nodes, node: dataclasses.replace(record, unfit=())}
-
-
-def dead(nodes: Nodes, node: str) -> Nodes:
-    """`node` never comes back: a machine that does has another name."""
-    record = dataclasses.replace(nodes.get(node, NodeRecord()), unfit=(), place_after=math.inf)
-    return {**nodes, node: record}
-
-
-def is_suspect(nodes: Nodes, node: str, now: float) -> bool:
+def is_suspect(nodes: Mapping[str, NodeRecord], node: str, now: float) -> bool:
     """Whether `node` fails again and again while the others do not."""
-    count = {
-        name: sum(now - time < HOUR_S for time in record.failures) for name, record in nodes.items()
-    }
-    others = max((n for name, n in count.items() if name != node), default=0)
-    return count.get(node, 0) >= SUSPECT_AFTER * (1 + others)
-
-
-def left_out(nodes: Nodes, node: str, now: float) -> Nodes:
-    """`node` is of no use for a while."""
-    record = nodes.get(node, NodeRecord())
-    pause = min(FIRST_COOL_DOWN_S * 2.0**record.num_cool_downs, HOUR_S)
-    record = dataclasses.replace(
-        record, failures=(), num_cool_downs=record.num_cool_downs + 1, use_after=now + pause
-    )
-    return {**nodes, node: record}
-
-
-def is_usable(nodes: Nodes, node: str, now: float) -> bool:
-    """Whether a worker there may run a rank."""
-    return node not in nodes or now >= nodes[node].use_after
-
-
-def has_place(nodes: Nodes, node: str, now: float) -> bool:
-    """Whether a worker may be placed there."""
-    return is_usable(nodes, node, now) and (node not in nodes or now >= nodes[node].place_after)
+    count = nodes[node].num_failures(now) if node in nodes else 0
+    if count < SUSPECT_AFTER:
+        return False
+    others = (record.num_failures(now) for name, record in nodes.items() if name != node)
+    return count >= SUSPECT_AFTER * (1 + max(others, default=0))

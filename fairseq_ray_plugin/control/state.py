@@ -4,30 +4,101 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fairseq_ray_plugin.control.failures import Cause, Failure, Strikes
 from fairseq_ray_plugin.control.hangs import Pace
-from fairseq_ray_plugin.control.nodes import NodeRecord, is_usable
+from fairseq_ray_plugin.control.nodes import NodeRecord
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import Action, End, JournalEvent, Log, Remove, Source
+from fairseq_ray_plugin.protocol import ClusterAction, Copy, Order, Remove, Tell
+from fairseq_ray_plugin.report.journal import Event, EventKind
 
 UNHEARD_S = 3.0
-"""A worker not heard of for so long, though it speaks twice a second, is cut off or stopped."""
+"""A node not heard of for so long, though it speaks twice a second, is cut off or stopped."""
 
 
-class Phase(enum.Enum):
-    GATHERING = "gathering workers"
-    TRAINING = "training"
-    STOPPING = "waiting for the ranks to hold their state"
-    SAVING = "waiting for the freshest state to be saved"
-    ENDED = "ended"
+# Actions that are the driver's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    event: Event
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    exit_code: int
+    message: str
+
+
+Action = ClusterAction | Log | End
+
+
+# Phases
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathering:
+    """There is no generation, or one at rest: the next begins when there are workers enough."""
+
+    since: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    since: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopping:
+    """The ranks come to rest, each holding its state."""
+
+    since: float
+    """When they were asked, first or, at once, again."""
+
+    cause: Cause
+    at_once: bool
+    asked: float
+    """When those that have not answered were last asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """The freshest copy becomes a file."""
+
+    since: float
+    copy: Copy
+    worker: str
+    """Who writes it."""
+
+    as_checkpoint: bool
+    is_second_try: bool = False
+    """It could not be written as the other kind of file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    pass
+
+
+Phase = Gathering | Training | Stopping | Saving | Over
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """The run is to end, when what is held has been saved."""
+
+    kind: EventKind
+    exit_code: int
+    message: str
+    saves: bool = True
+    """A checkpoint is made of the freshest copy, if it is not one."""
 
 
 class Standing(enum.Enum):
     STARTING = "being placed, or importing"
-    READY = "has no rank to run, or one that holds its state"
+    READY = "has no rank to run, or one that is at rest"
     TRAINING = "runs a rank"
     FINISHED = "its rank came to the end of the training"
     SILENT = "did not answer; left out until it does"
@@ -38,28 +109,35 @@ class Worker:
     node: str
     standing: Standing
     since: float
-    """When it was placed or, once ready, became ready; seconds."""
+    """When it was placed, became ready, or became silent; seconds."""
 
+    generation: int = 0
+    """That of its rank."""
+
+    rank: int = -1
     held: int | None = None
-    """The update after which its stopped training process holds the state, if it does."""
+    """The update after which its rank holds the state, if it does."""
+
+    asked: int = 0
+    """The generation that it was last told to hold, since it was last told to start."""
 
     pid: int = 0
-    """Of its training process."""
+    """Of its training process; 0: not forked yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    phase: Phase = Phase.GATHERING
-    since: float = 0.0
-    """When the phase began."""
-
+    phase: Phase = Gathering(0.0)
     workers: Mapping[str, Worker] = dataclasses.field(default_factory=dict)
     num_placed: int = 0
     nodes: Mapping[str, NodeRecord] = dataclasses.field(default_factory=dict)
     leaving: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Node that will be taken away -> its deadline."""
 
-    signal: int | None = None
+    ending: Ending | None = None
+    asked_silent: float = 0.0
+    """When workers that are silent were last asked whether they are back."""
+
     waiting: str | None = None
     """What the log last said that training waits for."""
 
@@ -71,10 +149,10 @@ class State:
     update: int = 0
     """The most updates that any rank is known to have completed."""
 
-    snapshots: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    snapshots: Mapping[str, Copy] = dataclasses.field(default_factory=dict)
     """Node -> the newest state in its memory."""
 
-    checkpoint: Source | None = None
+    checkpoint: Copy | None = None
     """The last checkpoint that this run wrote."""
 
     # the generation
@@ -83,27 +161,18 @@ class State:
     ranks: tuple[str, ...] = ()
     """The generation's workers, by rank."""
 
+    source: Copy | None = None
+    """What it went on from."""
+
     num_running: int = 0
     """Ranks whose training process has been started."""
 
     advanced: bool = False
-    """The generation has completed an update."""
+    """It has completed an update."""
 
     pace: Pace = Pace()
-    cause: Cause | None = None
-    """Why the generation stops."""
-
     failures: tuple[Failure, ...] = ()
-    """What went wrong in the generation, in the order it was heard."""
-
-    at_once: bool = False
-    """The ranks were told to hold at once."""
-
-    saver: str | None = None
-    """The worker whose state is on its way to a file."""
-
-    saving_checkpoint: bool = False
-    """That file is a checkpoint."""
+    """What went wrong in it, in the order it was heard."""
 
     # earlier generations
 
@@ -118,6 +187,9 @@ class State:
     """When the last few stops began that took something away."""
 
 
+_GOOD = NodeRecord()
+
+
 @dataclasses.dataclass
 class Step:
     """One step under way: the state as it becomes, and the actions so far."""
@@ -128,12 +200,21 @@ class Step:
     max_ranks: int | None
     heard: Mapping[str, float]
     actions: list[Action] = dataclasses.field(default_factory=list)
+    # the state's own, copied once a step: events come by the thousand
     workers: dict[str, Worker] = dataclasses.field(init=False)
-    """The state's own, copied once a step: events come by the thousand."""
+    nodes: dict[str, NodeRecord] = dataclasses.field(init=False)
+    failures: list[Failure] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = dict(self.state.workers)
-        self.set(workers=self.workers)
+        self.nodes = dict(self.state.nodes)
+        self.failures = list(self.state.failures)
+        self.set(workers=self.workers, nodes=self.nodes)
+
+    def done(self) -> State:
+        """The state after this step."""
+        self.set(failures=tuple(self.failures))
+        return self.state
 
     def set(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
@@ -144,38 +225,61 @@ class Step:
     def with_standing(self, *standings: Standing) -> list[str]:
         return [name for name, w in self.workers.items() if w.standing in standings]
 
+    def is_in_generation(self, worker: str) -> bool:
+        """Whether it runs a rank of the newest generation, or was told to."""
+        there = self.workers.get(worker)
+        ranks = self.state.ranks
+        return there is not None and 0 <= there.rank < len(ranks) and ranks[there.rank] == worker
+
+    def of_generation(self, *standings: Standing) -> list[str]:
+        """The newest generation's workers that are still there, and stand so."""
+        workers = self.workers
+        return [n for n in self.state.ranks if n in workers and workers[n].standing in standings]
+
     def usable(self) -> list[str]:
         """Workers that could run a rank in a generation that starts now."""
-        return [
-            name
-            for name in self.with_standing(Standing.READY)
-            if self.stays(name) and not self.is_unheard(name, UNHEARD_S)
-        ]
+        nodes: dict[str, bool] = {}
+        names = []
+        for name, worker in self.workers.items():
+            if worker.standing is Standing.READY:
+                node = worker.node
+                if node not in nodes:
+                    nodes[node] = self.node_stays(node) and not self.is_unheard(node, UNHEARD_S)
+                if nodes[node]:
+                    names.append(name)
+        return names
 
     def stays(self, worker: str) -> bool:
         """Whether the node under a worker is of use, and not about to go."""
-        node = self.workers[worker].node
-        return node not in self.state.leaving and is_usable(self.state.nodes, node, self.now)
+        return self.node_stays(self.workers[worker].node)
 
-    def is_unheard(self, worker: str, limit_s: float) -> bool:
-        return self.now - self.heard.get(worker, self.now) > limit_s
+    def node_stays(self, node: str) -> bool:
+        return node not in self.state.leaving and self.node(node).is_usable(self.now)
 
-    def rank(self, worker: str) -> str:
+    def node(self, node: str) -> NodeRecord:
+        return self.nodes.get(node, _GOOD)
+
+    def is_unheard(self, node: str, limit_s: float) -> bool:
+        return self.now - self.heard.get(node, self.now) > limit_s
+
+    def describe(self, worker: str) -> str:
         """A worker's rank and node, for people."""
-        ranks = self.state.ranks
-        rank = ranks.index(worker) if worker in ranks else None
-        return f"rank {rank} (on node {self.workers[worker].node[:8]})"
+        there = self.workers[worker]
+        return f"rank {there.rank} (on node {there.node[:8]})"
 
     def enter(self, phase: Phase) -> None:
-        self.set(phase=phase, since=self.now)
+        self.set(phase=phase)
+
+    def tell(self, workers: Iterable[str], order: Order) -> None:
+        self.actions += [Tell(worker, order) for worker in workers]
 
     def remove(self, worker: str) -> None:
         self.actions.append(Remove(worker))
         del self.workers[worker]
 
-    def log(self, kind: str, cause: str | None = None, **details: Any) -> None:
+    def log(self, kind: EventKind, cause: str | None = None, **details: Any) -> None:
         state = self.state
-        event = JournalEvent(
+        event = Event(
             kind=kind,
             generation=state.generation,
             world_size=len(state.ranks),
@@ -185,7 +289,9 @@ class Step:
         )
         self.actions.append(Log(event))
 
-    def end(self, kind: str, exit_code: int, message: str) -> None:
-        self.log(kind, message)
-        self.actions.append(End(exit_code, message))
-        self.enter(Phase.ENDED)
+    def end(self, ending: Ending, outcome: str = "") -> None:
+        separator = "\n" if "\n" in ending.message else "; "
+        message = separator.join(filter(None, (ending.message, outcome)))
+        self.log(ending.kind, message)
+        self.actions.append(End(ending.exit_code, message))
+        self.enter(Over())

@@ -1,23 +1,36 @@
 """How a generation stops: the ranks hold their state, and the freshest is saved.
 
-The same path for every cause. A rank cannot complete update N+1 before all have completed N, so
-the states held differ by one update at the most.
+The same path for every cause, the run's end among them. A rank cannot complete update N+1 before
+all have completed N, so the states held differ by one update at the most.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from fairseq_ray_plugin.control import failures, nodes
-from fairseq_ray_plugin.control.failures import Cause, Failure
-from fairseq_ray_plugin.control.state import UNHEARD_S, Phase, Standing, Step
-from fairseq_ray_plugin.protocol import Hold, Save, Source
+from fairseq_ray_plugin.control import copies, nodes
+from fairseq_ray_plugin.control.failures import Cause, Failure, describe, first_cause
+from fairseq_ray_plugin.control.state import (
+    UNHEARD_S,
+    Ending,
+    Gathering,
+    Saving,
+    Standing,
+    Step,
+    Stopping,
+    Training,
+)
+from fairseq_ray_plugin.protocol import Copy, HeldBy, Hold, InMemory, InSaveDir, Keep, Publish, Save
+from fairseq_ray_plugin.report.journal import EventKind
 
 SILENCE_S = 1.0
-"""A rank whose worker has not been heard of for so long, at a stop, is not waited for."""
+"""A rank whose node has not been heard of for so long, at a stop, is not waited for."""
 
 ANSWER_LIMIT_S = 25.0
 """How long any rank is waited for; an unanswering process is ended by its worker before that."""
+
+ASK_AGAIN_S = 5.0
+"""An order may be lost: who has not answered by then is asked again."""
 
 STACKS_LIMIT_S = 10.0
 """How much longer where the stacks of all threads are taken first."""
@@ -37,168 +50,202 @@ NUM_LOSSES = 5
 
 def fail(s: Step, failure: Failure) -> None:
     """Something went wrong in the generation: it stops, if it was training."""
-    s.set(failures=(*s.state.failures, failure))
+    s.failures.append(failure)
     if failure.node is not None and not (failure.by_peer or failure.with_node):
-        s.set(nodes=nodes.noted(s.state.nodes, failure.node, s.now))
-    if s.state.phase is Phase.TRAINING:
-        begin_stop(s, failure.cause, at_once=failure.by_peer or failure.cause is not Cause.FAILED)
+        s.nodes[failure.node] = s.node(failure.node).failed(s.now)
+    if isinstance(s.state.phase, Training):
+        at_once = failure.by_peer or failure.cause is not Cause.FAILED
+        begin_stop(s, failure.cause, at_once)
 
 
 def begin_stop(s: Step, cause: Cause, at_once: bool) -> None:
     state = s.state
-    s.set(cause=cause)
     if state.stopped_at is None:
         s.set(stopped_at=s.now)
     if cause in (Cause.LOST, Cause.PREEMPTED):
         s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
-    s.enter(Phase.STOPPING)
-    _hold_the_rest(s, at_once)
+    s.enter(Stopping(s.now, cause, at_once, s.now))
+    _hold_the_rest(s, at_once, with_stacks=cause is Cause.HUNG)
 
 
-def _hold_the_rest(s: Step, at_once: bool) -> None:
-    s.set(at_once=at_once, since=s.now)
-    with_stacks = s.state.cause is Cause.HUNG
-    for name in _open_ranks(s):
-        s.actions.append(Hold(name, s.state.generation, at_once, with_stacks))
+def _hold_the_rest(s: Step, at_once: bool, with_stacks: bool = False) -> None:
+    generation = s.state.generation
+    ranks = s.of_generation(Standing.TRAINING)
+    for name in ranks:
+        s.set_worker(name, asked=generation)
+    s.tell(ranks, Hold(generation, at_once, with_stacks))
 
 
-def _open_ranks(s: Step) -> list[str]:
-    return [
-        name
-        for name in s.state.ranks
-        if name in s.workers and s.workers[name].standing is Standing.TRAINING
-    ]
-
-
-def stop(s: Step) -> None:
+def stop(s: Step, phase: Stopping) -> None:
     """Go on once every rank has answered, is dead, or has been silent for too long."""
     state = s.state
-    open_ranks = _open_ranks(s)
-    if open_ranks and not state.at_once:
+    open_ranks = s.of_generation(Standing.TRAINING)
+    waited = s.now - phase.since
+    if open_ranks and not phase.at_once:
         # one rank at rest means that the others wait for it in a collective
         answered = len(open_ranks) < sum(name in s.workers for name in state.ranks)
-        lost = any(f.by_peer or f.cause is not Cause.FAILED for f in state.failures)
-        limit = ECHO_S if state.cause is Cause.FAILED else 0 if answered else _grace(s)
-        if lost or s.now - state.since >= limit:
+        lost = any(f.by_peer or f.cause is not Cause.FAILED for f in s.failures)
+        limit = ECHO_S if phase.cause is Cause.FAILED else 0 if answered else _grace(s, phase)
+        if lost or waited >= limit:
+            s.enter(dataclasses.replace(phase, since=s.now, at_once=True, asked=s.now))
             _hold_the_rest(s, at_once=True)
         return
-    limit = ANSWER_LIMIT_S + (STACKS_LIMIT_S if state.cause is Cause.HUNG else 0)
-    waited = s.now - state.since
+    limit = ANSWER_LIMIT_S + (STACKS_LIMIT_S if phase.cause is Cause.HUNG else 0)
     silent = [
         name
         for name in open_ranks
-        if waited > limit or (waited > SILENCE_S and s.is_unheard(name, SILENCE_S))
+        if waited > limit or (waited > SILENCE_S and s.is_unheard(s.workers[name].node, SILENCE_S))
     ]
     if len(silent) < len(open_ranks):
+        if s.now - phase.asked > ASK_AGAIN_S:
+            s.enter(dataclasses.replace(phase, asked=s.now))
+            _hold_the_rest(s, at_once=True)
         return
     for name in silent:
-        s.set_worker(name, standing=Standing.SILENT)
-        fail(s, Failure(Cause.LOST, f"{s.rank(name)} does not answer", with_node=True))
-    finished = [n for n in s.with_standing(Standing.FINISHED) if n in state.ranks]
+        s.set_worker(name, standing=Standing.SILENT, since=s.now)
+        fail(s, Failure(Cause.LOST, f"{s.describe(name)} does not answer", with_node=True))
+    finished = s.of_generation(Standing.FINISHED)
     if state.ranks[0] in finished:
-        s.end("finished", 0, f"training finished after {state.update} updates")
+        finish(s)
         return
     for name in finished:  # what they hold is the last update, with rank 0's checkpoint to come
         s.set_worker(name, standing=Standing.READY)
-    first = failures.first_cause(s.state.failures)
-    s.log("stopped", failures.describe(state.cause, first))
-    if first is not None and state.signal is None and _give_up(s, first):
-        return
-    save_freshest(s)
+    first = first_cause(s.failures)
+    traceback = {"traceback": first.error.traceback} if first and first.error else {}
+    s.log(EventKind.STOPPED, describe(phase.cause, first), **traceback)
+    if first is not None and state.ending is None:
+        _judge(s, first)
+    s.enter(Gathering(s.now))
 
 
-def _grace(s: Step) -> float:
+def finish(s: Step) -> None:
+    """Rank 0 has written the last checkpoint."""
+    message = f"training finished after {s.state.update} updates"
+    s.end(Ending(EventKind.FINISHED, 0, message))
+
+
+def _grace(s: Step, phase: Stopping) -> float:
     """Half of the time that is left to a node may go into ending an update."""
-    left = [deadline - s.state.since for deadline in s.state.leaving.values()]
+    left = [deadline - phase.since for deadline in s.state.leaving.values()]
     return min([GRACE_S, *(max(0.0, seconds / 2) for seconds in left)])
 
 
-def _give_up(s: Step, failure: Failure) -> bool:
+def _judge(s: Step, failure: Failure) -> None:
     """End the run where another try would only fail again; leave out nodes that always fail."""
-    raised_on = {f.node for f in s.state.failures if f.cause is Cause.FAILED and not f.by_peer}
+    raised_on = {f.node for f in s.failures if f.is_exception}
     if len(raised_on) > 1:  # no one node's fault
         failure = dataclasses.replace(failure, node=None)
     s.set(strikes=s.state.strikes.add(s.state.update, failure))
-    others = {s.workers[name].node for name in s.usable()} - {failure.node}
-    enough = sum(s.workers[name].node in others for name in s.usable()) >= s.config.min_workers
+    usable = s.usable()
+    others = sum(s.workers[name].node != failure.node for name in usable)
+    enough = others >= s.config.min_workers
     verdict = s.state.strikes.verdict(s.config.max_failures, enough)
     if verdict is not None:
-        s.end("failed", 1, verdict)
-        return True
+        s.set(ending=Ending(EventKind.FAILED, 1, verdict))
+        return
     node = failure.node
     if (
         node is not None
         and enough
-        and (s.state.strikes.raised_again_on(node) or nodes.is_suspect(s.state.nodes, node, s.now))
+        and (s.state.strikes.raised_again_on(node) or nodes.is_suspect(s.nodes, node, s.now))
     ):
-        s.set(nodes=nodes.left_out(s.state.nodes, node, s.now))
-        pause = s.state.nodes[node].use_after - s.now
+        s.nodes[node] = s.node(node).left_out(s.now)
+        pause = s.nodes[node].use_after - s.now
         s.log(
-            "left out", f"node {node[:8]} for {pause:.0f} s: training fails there again and again"
+            EventKind.LEFT_OUT,
+            f"node {node[:8]} for {pause:.0f} s: training fails there again and again",
         )
-    return False
 
 
-def save_freshest(s: Step) -> None:
-    """The state after the most updates becomes a file, unless there is such a file."""
-    state = s.state
-    held = {
-        name: update
-        for name in state.ranks
-        if name in s.workers and (update := s.workers[name].held) is not None
-    }
-    freshest = max(held.values(), default=None)
-    to_end = state.signal is not None
-    there = {s.workers[name].node for name in s.usable()}
-    kept = max((x.update or 0 for n, x in state.snapshots.items() if n in there), default=-1)
-    if freshest is None or (kept >= freshest and not to_end):
-        if to_end:
-            newest = f"{state.checkpoint.path} is newest" if state.checkpoint else "nothing to save"
-            s.end("interrupted", 128 + (state.signal or 0), f"interrupted: {newest}")
-        else:
-            s.enter(Phase.GATHERING)
+def save(
+    s: Step, copy: Copy, worker: str, as_checkpoint: bool, is_second_try: bool = False
+) -> None:
+    """A copy is to become a file."""
+    order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
+    s.tell([worker], order)
+    s.enter(Saving(s.now, copy, worker, as_checkpoint, is_second_try))
+
+
+def end_when_saved(s: Step, ending: Ending) -> None:
+    """The run ends; the freshest copy is a checkpoint by then, if anything can be saved."""
+    copy = copies.freshest(copies.all_copies(s)) if ending.saves else None
+    if copy is None or copy.update == 0:  # nothing that the same command would not do again
+        s.end(ending)
         return
-    # the lowest rank: it has been saving the checkpoints, where its node alone sees the save dir;
-    # but no node that goes away, whose memory goes with it
-    holders = [name for name, update in held.items() if update == freshest]
-    holder = next((name for name in holders if s.stays(name)), holders[0])
-    as_checkpoint = to_end or not s.stays(holder)
-    s.set(saver=holder, saving_checkpoint=as_checkpoint)
-    s.actions.append(Save(holder, state.generation, as_checkpoint))
-    s.enter(Phase.SAVING)
+    match copy.place:
+        case InSaveDir(path):
+            s.end(ending, f"{path} is the state after update {copy.update}")
+        case HeldBy(worker):
+            save(s, copy, worker, as_checkpoint=True)
+        case InMemory(node):
+            # its worker copies the file, whatever becomes of the rank
+            there = [n for n, w in s.workers.items() if w.node == node and can_write(s, n)]
+            if there:
+                save(s, copy, there[0], as_checkpoint=True)
+            else:
+                forget(s, copy)
+                end_when_saved(s, ending)
 
 
-def check_saving(s: Step) -> None:
-    """Whoever saves may be cut off, or its disk stuck."""
-    saver = s.state.saver
-    if saver and (s.now - s.state.since > SAVE_LIMIT_S or s.is_unheard(saver, UNHEARD_S)):
-        s.log("unsaved", f"{s.rank(saver)} does not answer")
-        unsaved(s, saver)
+def can_write(s: Step, worker: str) -> bool:
+    there = s.workers[worker]
+    return there.standing is not Standing.SILENT and not s.is_unheard(there.node, UNHEARD_S)
 
 
-def saved(s: Step, source: Source) -> None:
-    """The state has become a file."""
-    state = s.state
-    if state.saving_checkpoint:
-        s.set(checkpoint=Source(source.path, source.update, None))
-        if state.signal is not None:
-            message = f"interrupted after update {state.update}; saved {source.path}"
-            s.end("interrupted", 128 + state.signal, message)
-            return
+def check_saving(s: Step, phase: Saving) -> None:
+    """Whoever saves may be dead or cut off, or its disk stuck."""
+    if phase.worker not in s.workers:
+        s.enter(Gathering(s.now))
+    elif not can_write(s, phase.worker):
+        s.log(EventKind.UNSAVED, f"{s.describe(phase.worker)} does not answer")
+        s.set_worker(phase.worker, standing=Standing.SILENT, since=s.now)
+        s.enter(Gathering(s.now))
+    elif s.now - phase.since > SAVE_LIMIT_S:
+        not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
+
+
+def saved(s: Step, update: int, path: str) -> None:
+    """The copy has become a file."""
+    phase = s.state.phase
+    assert isinstance(phase, Saving)
+    if phase.as_checkpoint:
+        s.set(checkpoint=Copy(update, InSaveDir(path)))
+        s.log(EventKind.CHECKPOINT, path=path)
     else:
-        keep(s, source)
-    s.enter(Phase.GATHERING)
+        keep(s, phase.worker, Copy(update, InMemory(s.workers[phase.worker].node, path)))
+    s.enter(Gathering(s.now))
 
 
-def keep(s: Step, source: Source) -> None:
-    """A node has a newer state in its memory."""
-    assert source.node is not None
-    s.set(snapshots={**s.state.snapshots, source.node: source})
+def keep(s: Step, worker: str, copy: Copy) -> None:
+    """A node has a newer state in its memory; older ones may go, but that which is in use."""
+    s.set(snapshots={**s.state.snapshots, s.workers[worker].node: copy})
+    sweep(s, worker)
 
 
-def unsaved(s: Step, worker: str) -> None:
-    """A state is lost: the next freshest serves."""
-    if worker in s.workers:
-        s.set_worker(worker, held=None)
-    if s.state.phase is Phase.SAVING and worker == s.state.saver:
-        save_freshest(s)
+def sweep(s: Step, worker: str) -> None:
+    """Only the newest snapshot on a worker's node takes room, and that which is in use."""
+    source = None if s.state.advanced else s.state.source
+    wanted = filter(None, [s.state.snapshots.get(s.workers[worker].node), source])
+    paths = [copy.place.path for copy in wanted if isinstance(copy.place, InMemory)]
+    s.tell([worker], Keep(frozenset(paths)))
+
+
+def not_saved(s: Step, reason: str) -> None:
+    """The copy could not be written: the other kind of file, or the next freshest copy, serves."""
+    phase = s.state.phase
+    assert isinstance(phase, Saving)
+    s.log(EventKind.UNSAVED, reason)
+    if isinstance(phase.copy.place, HeldBy) and not phase.is_second_try and not s.state.ending:
+        save(s, phase.copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
+        return
+    forget(s, phase.copy)
+    s.enter(Gathering(s.now))
+
+
+def forget(s: Step, copy: Copy) -> None:
+    """A copy is lost."""
+    match copy.place:
+        case HeldBy(worker) if worker in s.workers:
+            s.set_worker(worker, held=None)
+        case InMemory():
+            s.set(snapshots={n: c for n, c in s.state.snapshots.items() if c != copy})

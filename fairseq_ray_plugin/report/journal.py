@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fairseq_ray_plugin.protocol import JournalEvent
-
 FILE_NAME = "elastic.jsonl"
+
+
+class EventKind(enum.Enum):
+    """What can happen to a run; a member's value is the `kind` of a line in the journal."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> EventKind:
+        member = object.__new__(cls)
+        member._value_, member.meaning = word, meaning
+        return member
+
+    WAITING = "waiting", "there are too few workers to train"
+    STARTED = "started", "the training processes of a generation run: their nodes and pids"
+    ADVANCED = "advanced", "the generation's first update is complete"
+    CHECKPOINT = "checkpoint", "a checkpoint has been written: its path"
+    STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
+    NOTICE = "notice", "a node is to be taken away"
+    STACKS = "stacks", "what every thread of a rank was doing in a hang"
+    LEFT_OUT = "left out", "training fails on a node again and again, and goes on without it"
+    UNFIT = "unfit", "a worker did not start"
+    REMOVED = "removed", "a worker was let go that did not start, or does not answer"
+    UNSAVED = "unsaved", "a state could not be written"
+    SPARE = "spare", "there is room for more workers than have something to do"
+    FINISHED = "finished", "the run is over: training came to its end"
+    FAILED = "failed", "the run is over: it was given up"
+    INTERRUPTED = "interrupted", "the run is over: it was told to end"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of the journal."""
+
+    kind: EventKind
+    generation: int
+    world_size: int
+    update: int | None
+    """Updates completed; None where no update is known."""
+
+    cause: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further fields of the line, such as the ranks of a generation."""
 
 
 class Journal:
@@ -24,42 +66,37 @@ class Journal:
         self.path = os.path.join(folder, FILE_NAME)
         # a driver that was killed may have left half a line: never join ours to it
         with open(self.path, "a+b") as file:
-            self._begin = file.tell()
-            if self._begin:
+            if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
 
-    def write(self, event: JournalEvent) -> None:
-        line = {
-            "time": round(time.time(), 3),
-            "kind": event.kind,
-            "generation": event.generation,
-            "world_size": event.world_size,
-            "update": event.update,
-            "cause": event.cause,
-            **event.details,
-        }
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append what `line` returned."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def written(self) -> list[dict[str, Any]]:
-        """The events since this journal was opened, without those of earlier runs."""
-        return read(self.path, self._begin)
+
+def line(event: Event) -> dict[str, Any]:
+    """The fields of an event that happens now, as in the file."""
+    return {
+        "time": round(time.time(), 3),
+        "kind": event.kind.value,
+        "generation": event.generation,
+        "world_size": event.world_size,
+        "update": event.update,
+        "cause": event.cause,
+        **event.details,
+    }
 
 
-def read(path: str, begin: int = 0) -> list[dict[str, Any]]:
-    """The events in a journal file, oldest first; a half-written line is left out.
-
-    Args:
-        begin: bytes to pass over.
-    """
+def read(path: str) -> list[dict[str, Any]]:
+    """The events in a journal file, oldest first; a half-written line is left out."""
     events = []
     with open(path, encoding="utf-8") as file:
-        file.seek(begin)
-        for line in file:
+        for text in file:
             try:
-                events.append(json.loads(line))
+                events.append(json.loads(text))
             except ValueError:
                 continue
     return events

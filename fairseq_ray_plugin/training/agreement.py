@@ -62,7 +62,8 @@ def check(trainer: Any, order: str) -> None:
         if odd := odd_ones(values):
             raise Refused(
                 f"{when}, {odd} of {len(values)} had {what} than the rest; what followed would be "
-                f"another training{advice}. Checkpoints are from before: all ranks agreed on each"
+                f"another training{advice}. Checkpoints are from before: all ranks agreed on each",
+                spoiled=True,
             )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from fairseq import utils
 
+from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact
 
 EXTRA = "elastic"
@@ -48,7 +49,7 @@ class StateKeeper:
     Args:
         rank, world_size: of this generation.
         on_boundary: called with the number of updates after each one completed.
-        on_doing: called with what comes next, or still goes on (see protocol.py).
+        on_doing: called with what comes next, or still goes on.
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
@@ -59,7 +60,7 @@ class StateKeeper:
         rank: int,
         world_size: int,
         on_boundary: Callable[[int], None] = lambda update: None,
-        on_doing: Callable[[str], None] = lambda what: None,
+        on_doing: Callable[[Activity], None] = lambda activity: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
     ) -> None:
@@ -67,6 +68,9 @@ class StateKeeper:
         self.on_boundary, self.on_doing = on_boundary, on_doing
         self.on_hold, self.on_checkpoint = on_hold, on_checkpoint
         self.hold_requested = threading.Event()
+        self.asked = 0
+        """Which generation was last to be held."""
+
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
         self.trainer: Any = None
@@ -170,7 +174,7 @@ class StateKeeper:
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.tmp"
+        partial = f"{path}.{os.getpid()}.tmp"  # whoever was killed at it may have left its own
         try:
             torch.save(state, partial)
             os.replace(partial, path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fairseq_ray_plugin.protocol import Assignment
+from fairseq_ray_plugin.assignment import Assignment
 
 JOIN_LIMIT = datetime.timedelta(seconds=60)
 """How long the ranks of a generation wait for each other at its start."""

@@ -9,8 +9,8 @@ import fairseq_cli.train
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
-from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.compat.modules import patch
+from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import agreement
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.train_iterator import ElasticEpochBatchIterator, order_of
@@ -53,7 +53,7 @@ def record_boundaries(keeper: StateKeeper) -> None:
             keeper.record(after)
         if not should_stop:
             keeper.rest()
-        keeper.on_doing(protocol.LOADING if end else protocol.TRAINING)
+        keeper.on_doing(Activity.LOADING if end else Activity.TRAINING)
         return losses, should_stop
 
     @patch(fairseq_cli.train, "train")
@@ -92,7 +92,7 @@ def _catch_up(
     losses, should_stop = fairseq_cli.train.validate_and_save(
         cfg, trainer, task, epoch_itr, subsets, end
     )
-    keeper.on_doing(protocol.LOADING)  # still: a generation's first update takes longer
+    keeper.on_doing(Activity.LOADING)  # still: a generation's first update takes longer
     if not end:
         epoch_itr._next_epoch_itr = itr
     return losses, should_stop, end
@@ -101,9 +101,9 @@ def _catch_up(
 def show_progress(keeper: StateKeeper) -> None:
     """What takes long between two boundaries is told of while it goes on."""
     for owner, name, what in (
-        (fairseq_cli.train, "validate", protocol.VALIDATING),
-        (Trainer, "valid_step", protocol.VALIDATING),
-        (checkpoint_utils, "save_checkpoint", protocol.SAVING),
+        (fairseq_cli.train, "validate", Activity.VALIDATING),
+        (Trainer, "valid_step", Activity.VALIDATING),
+        (checkpoint_utils, "save_checkpoint", Activity.SAVING),
     ):
 
         @patch(owner, name)

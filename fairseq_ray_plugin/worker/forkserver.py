@@ -20,21 +20,23 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import Any
 
-from fairseq_ray_plugin.protocol import Assignment, Preload
+from fairseq_ray_plugin.assignment import Assignment, Exited, Fork, Forked, Kill, Preload
+from fairseq_ray_plugin.protocol import Ready, Unfit
 from fairseq_ray_plugin.worker import evidence
 
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
         cfg = _make_ready(connection.recv())
     except EOFError:
         return
     except BaseException:
-        connection.send(("unfit", traceback.format_exc()))
+        connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return
-    connection.send(("ready", os.getpid()))
+    connection.send(Ready())
     _serve(connection, cfg)
 
 
@@ -91,40 +93,40 @@ def _serve(connection: Connection, cfg: Any) -> None:
                 pid, status = os.waitpid(child, os.WNOHANG)
                 if pid:
                     child = 0
-                    connection.send(
-                        ("ended", pid, evidence.end_of(status, evidence.num_oom_kills() > ooms))
-                    )
+                    how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
+                    connection.send(Exited(pid, how))
         if connection in readable:
             try:
-                command, payload, has_listener = connection.recv()
+                command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
-                command = "exit"
+                command = None
             if child:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                if command == "end":
-                    connection.send(("ended", child, "did not answer, and was killed"))
+                if isinstance(command, Kill):
+                    connection.send(Exited(child, "did not answer, and was killed"))
                 child = 0
-            if command == "exit":
-                return
-            if command == "fork":
-                link = recv_handle(connection)
-                listener = recv_handle(connection) if has_listener else None
-                ooms = evidence.num_oom_kills()
-                child = os.fork()
-                if child == 0:
-                    _become_rank(connection, (woken, waker), cfg, payload, link, listener)
-                os.close(link)
-                if listener is not None:
-                    os.close(listener)
-                connection.send(("forked", child, ""))
+            match command:
+                case None:
+                    return
+                case Fork(assignment, has_listener):
+                    link = recv_handle(connection)
+                    listener = recv_handle(connection) if has_listener else None
+                    ooms = evidence.num_oom_kills()
+                    child = os.fork()
+                    if child == 0:
+                        _become_rank(connection, (woken, waker), cfg, assignment, link, listener)
+                    os.close(link)
+                    if listener is not None:
+                        os.close(listener)
+                    connection.send(Forked(child))
 
 
 def _become_rank(
     server: Connection,
     pipe: tuple[int, int],
     cfg: Any,
-    assignment: dict[str, Any],
+    assignment: Assignment,
     link: int,
     listener: int | None,
 ) -> None:
@@ -138,7 +140,7 @@ def _become_rank(
         _die_with_parent()
         from fairseq_ray_plugin.worker.rank import train_rank
 
-        train_rank(cfg, Assignment(**assignment), Connection(link), listener)
+        train_rank(cfg, assignment, Connection(link), listener)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -7,7 +7,6 @@ Ray does not read it. The instance's metadata service has it (IMDSv2: a token fi
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import time
@@ -15,6 +14,8 @@ import urllib.error
 import urllib.request
 from datetime import datetime
 from http.client import HTTPException
+
+from fairseq_ray_plugin.protocol import Notice
 
 ENDPOINT = "http://169.254.169.254"
 
@@ -28,15 +29,6 @@ ANSWER_S = 2.0
 """How long it may be silent; it is on the same machine."""
 
 TOKEN_TTL_S = 21600
-
-
-@dataclasses.dataclass(frozen=True)
-class Notice:
-    """This machine will be taken away."""
-
-    reason: str
-    left_s: float
-    """Seconds from when this was learned; 0 where the time is past."""
 
 
 async def spot_notice() -> Notice | None:

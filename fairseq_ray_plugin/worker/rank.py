@@ -1,8 +1,7 @@
 """One rank of one generation: fairseq's own `main`, and a thread that answers for it.
 
-Runs in a process of its own, forked from the preloaded server (`forkserver.py`). What it says to
-its worker are tuples (kind, update, text, by_peer); what it hears are ("hold", at_once) and
-("save", path). It lives, at rest, until its worker ends it: its state may still be wanted.
+Runs in a process of its own, forked from the preloaded server (`forkserver.py`). It lives, at
+rest, until its worker ends it: its state may still be wanted.
 """
 
 from __future__ import annotations
@@ -10,13 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import sys
 import threading
-import time
 import traceback
 import warnings
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,21 +21,29 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
-from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.assignment import Assignment, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
-from fairseq_ray_plugin.protocol import Assignment, Refused
+from fairseq_ray_plugin.protocol import (
+    Checkpointed,
+    Error,
+    Finished,
+    Held,
+    Hold,
+    Raised,
+    Refusal,
+    Refused,
+    Saved,
+    Unsaved,
+)
 from fairseq_ray_plugin.training import gradients
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
+from fairseq_ray_plugin.worker import snapshots
+from fairseq_ray_plugin.worker.progress import Link, Progress
 
-logger = logging.getLogger(__name__)
-
-FIRST_SNAPSHOT_S = 10.0
-"""A generation's first snapshot, where the user did not say how often."""
-
-SNAPSHOT_SHARE = 250
-"""Then each comes so many times later than the last one took: two nodes' cost 0.8% in all."""
+MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
+"""Characters of an exception that travel: a message may print a tensor."""
 
 
 def train_rank(
@@ -52,160 +56,87 @@ def train_rank(
         connection: to the worker; its end of file ends this process.
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to deal with
-    link = _Link(connection)
-    progress = _Progress(link, assignment.rank)
-    keeper = StateKeeper(
-        assignment.rank,
-        assignment.world_size,
-        on_doing=progress.doing,
-        on_hold=lambda update: link.send("held", update),
-        on_checkpoint=lambda path, update: link.send("checkpoint", update, path),
+    link = Link(connection)
+    progress = Progress(link, assignment.rank)
+    keeper = StateKeeper(assignment.rank, assignment.world_size)
+    by_and_by = snapshots.Snapshots(
+        link, keeper.put_by, assignment.snapshot_folders, assignment.snapshot_updates
     )
-    snapshots = _Snapshots(link, keeper, assignment)
 
     def on_boundary(update: int) -> None:
         progress.advanced(update)
-        snapshots.at_boundary(update)
+        by_and_by.at_boundary(update)
 
-    keeper.on_boundary = on_boundary
-    threading.Thread(target=_answer, args=(link, keeper), daemon=True).start()
+    keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
+    keeper.on_hold = lambda update: link.send(Held(update, keeper.asked))
+    keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
+    answers = threading.Thread(target=answer, args=(connection, link, keeper), daemon=True)
+    answers.start()
     try:
-        torch.set_num_threads(assignment.threads)
-        set_num_resources(cfg, assignment)
-        set_batch_size(cfg, assignment.groups, assignment.world_size)
-        history = add_data_hook(
-            assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
-        )
-        add_checkpoint_hook(keeper, history, assignment.restore)
-        if assignment.world_size > 1:
-            join(cfg, assignment, listener)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Distributed is already initialized")
-                distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
-        else:
-            if assignment.groups is not None:
-                gradients.as_on_several_workers(cfg.distributed_training.ddp_backend)
-            fairseq_cli.train.main(cfg)
+        _train(cfg, assignment, listener, keeper)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
     except Refused as error:
-        link.send("refused", keeper.freeze_after_failure(), str(error))
+        link.send(Refusal(str(error), error.spoiled))
     except BaseException as error:
-        text = "".join(traceback.format_exception(error))
-        link.send("raised", keeper.freeze_after_failure(), text, is_peer_error(error))
+        by_peer = is_peer_error(error)
+        link.send(Raised(keeper.freeze_after_failure(), as_it_travels(error, by_peer), by_peer))
     else:
-        link.send("finished", keeper.freeze())
+        link.send(Finished(keeper.freeze()))
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     threading.Event().wait()
 
 
-class _Link:
-    """The connection to the worker, for more than one thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._lock = threading.Lock()
-
-    def send(
-        self, kind: str, update: int | None = None, text: str = "", by_peer: bool = False
-    ) -> None:
-        with self._lock:
-            self.connection.send((kind, update, text, by_peer))
-
-
-class _Progress:
-    """Tells what this rank is doing, and that it gets on: no more than once a second.
-
-    All ranks tell of their first update, rank 0 alone of all else: where one rank does not get
-    on, none does.
-    """
-
-    def __init__(self, link: _Link, rank: int) -> None:
-        self.link, self.rank = link, rank
-        self._has_advanced = False
-        self._doing = protocol.LOADING
-        self._told = -math.inf
-
-    def advanced(self, update: int) -> None:
-        """An update has been completed; training goes on."""
-        if not self._has_advanced or self._is_due(protocol.TRAINING):
-            self._has_advanced = True
-            self._told = time.monotonic()
-            self._doing = protocol.TRAINING
-            self.link.send("advanced", update)
-
-    def doing(self, what: str) -> None:
-        """What comes next, or still goes on."""
-        if self._is_due(what):
-            self._told = time.monotonic()
-            self._doing = what
-            self.link.send("doing", None, what)
-
-    def _is_due(self, what: str) -> bool:
-        return self.rank == 0 and (what != self._doing or time.monotonic() - self._told >= 1)
+def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+    torch.set_num_threads(assignment.threads)
+    set_num_resources(cfg, assignment)
+    set_batch_size(cfg, assignment.groups, assignment.world_size)
+    history = add_data_hook(
+        assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
+    )
+    add_checkpoint_hook(keeper, history, assignment.restore)
+    if assignment.world_size > 1:
+        join(cfg, assignment, listener)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Distributed is already initialized")
+            distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
+    else:
+        if assignment.groups is not None:
+            gradients.as_on_several_workers(cfg.distributed_training.ddp_backend)
+        fairseq_cli.train.main(cfg)
 
 
-class _Snapshots:
-    """Puts the state by in this node's memory from time to time, for when every process dies."""
-
-    def __init__(self, link: _Link, keeper: StateKeeper, assignment: Assignment) -> None:
-        self.link, self.keeper = link, keeper
-        self.every, self.folders = assignment.snapshot_updates, assignment.snapshot_folders
-        self._due = time.monotonic() + FIRST_SNAPSHOT_S
-
-    def at_boundary(self, update: int) -> None:
-        """Save the state now, if it is time; training waits."""
-        begin = time.monotonic()
-        if self.every is None:
-            if begin < self._due:
-                return
-        elif self.every == 0 or update % self.every:
-            return
-        try:
-            path = _save(self.keeper.put_by, self.folders, f"update_{update}.pt")
-        except OSError as error:
-            self.link.send("unsaved", None, repr(error))
-        else:
-            self.link.send("snapshot", update, path)
-        self._due = time.monotonic() + (time.monotonic() - begin) * SNAPSHOT_SHARE
+def as_it_travels(error: BaseException, by_peer: bool) -> Error:
+    """An exception, shortened; its traceback is of interest where it is a cause."""
+    kind = type(error)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    text = "" if by_peer else "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
+    return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text)
 
 
-def _save(save: Callable[[str], int], folders: tuple[str, ...], name: str) -> str:
-    """A snapshot is in the first of `folders` that has room for it; returns its path."""
-    for folder in folders[:-1]:
-        try:
-            path = os.path.join(folder, name)
-            save(path)
-            return path
-        except (OSError, RuntimeError) as error:  # torch's writer says neither which nor why
-            logger.warning("no room for a snapshot in %s (%s): to disk", folder, error)
-    path = os.path.join(folders[-1], name)
-    save(path)
-    return path
-
-
-def _answer(link: _Link, keeper: StateKeeper) -> None:
+def answer(connection: Connection, link: Link, keeper: StateKeeper) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     while True:
         try:
-            command, argument = link.connection.recv()
+            order = connection.recv()
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
-        if command == "hold" and argument:
-            link.send("holding")  # the worker ends a process that says nothing
-            link.send("held", keeper.freeze())
-        elif command == "hold":
-            keeper.hold_requested.set()
-        elif command == "save":
-            folders, name = argument
-            try:
-                path = _save(keeper.save, folders, name)
-                link.send("saved", keeper.freeze(), path)
-            except Exception as error:
-                link.send("unsaved", None, f"{name}: {error!r}")
+        match order:
+            case Hold(generation, at_once):
+                keeper.asked = generation
+                link.send(Holding())  # the worker ends a process that says nothing
+                if at_once:
+                    link.send(Held(keeper.freeze(), generation))
+                else:
+                    keeper.hold_requested.set()
+            case Write(folders, name):
+                try:
+                    path = snapshots.write(keeper.save, folders, name)
+                    link.send(Saved(keeper.boundary.update, path))
+                except Exception as error:
+                    link.send(Unsaved(f"{name}: {error!r}"))
 
 
 def set_num_resources(cfg: Any, assignment: Assignment) -> None:

@@ -1,12 +1,15 @@
-"""A worker: a preloaded server, and a training process that may come and go.
+"""A worker: a preloaded server, and a rank of training that may come and go.
 
 Knows nothing of Ray. Its methods are coroutines on one event loop: it answers at any time,
-whatever its training process does.
+whatever its rank does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import logging
 import os
 import shutil
 import socket
@@ -14,30 +17,101 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
-from typing import Any
 
 import psutil
 
+from fairseq_ray_plugin.assignment import (
+    Assignment,
+    Exited,
+    Fork,
+    Forked,
+    Holding,
+    Job,
+    Kill,
+    Preload,
+    Role,
+    Write,
+)
+from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.checkpoints.memory import MemoryFolder
-from fairseq_ray_plugin.protocol import Job, Preload
+from fairseq_ray_plugin.protocol import (
+    Copy,
+    Ended,
+    FromRank,
+    Held,
+    Hold,
+    InMemory,
+    Keep,
+    Missing,
+    Order,
+    Publish,
+    RankMessage,
+    Ready,
+    Running,
+    Save,
+    Saved,
+    Stacks,
+    Unfit,
+    Unsaved,
+    WorkerMessage,
+)
 from fairseq_ray_plugin.worker import evidence, notices, user_code
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5
+"""How often a node lets itself be heard."""
 
 ANSWER_S = 2.0
 """A training process that has not answered for so long, when told to hold at once, is ended."""
 
+IMPORT_LIMIT_S = 100.0
+"""Imports that take longer hang."""
+
+
+class Outbox:
+    """Messages in order, each until it is known to have arrived."""
+
+    def __init__(self) -> None:
+        self._messages: list[WorkerMessage] = []
+        self._num_forgotten = 0
+        self._has_some = asyncio.Event()
+
+    def put(self, message: WorkerMessage) -> None:
+        self._messages.append(message)
+        self._has_some.set()
+
+    def forget(self, num_heard: int) -> None:
+        """So many have arrived, since the first."""
+        del self._messages[: num_heard - self._num_forgotten]
+        self._num_forgotten = num_heard
+        if not self._messages:
+            self._has_some.clear()
+
+    async def get(self, limit_s: float) -> list[WorkerMessage]:
+        """All that may not have arrived, as soon as there is some; nothing after `limit_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_some.wait(), limit_s)
+        return list(self._messages)
+
 
 class Worker:
-    """Starts, holds, saves and ends training processes; what they say becomes events."""
+    """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        self.messages = Outbox()
         # by node, not by machine: several nodes of a cluster may share one
         self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
         self.generation = 0
+        """That of the rank at the other end of `link`, or that was there last."""
+
+        self.void = 0
+        """The newest generation that was told to hold: starting it now would be too late."""
+
         self.pid = 0
         self.answered = False
         self.ready = False
@@ -52,7 +126,7 @@ class Worker:
         raise NotImplementedError
 
     async def prepare(self) -> None:
-        """Start the preloaded server; "ready" or "gone" follows as an event."""
+        """Start the preloaded server; `Ready` or `Unfit` follows."""
         job = self.job
         self.user_dir = self._unpack_user_dir()
         self.server, end = Pipe()
@@ -73,12 +147,21 @@ class Worker:
             )
         )
         asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
-        self.watch = asyncio.create_task(self._watch_notices())
+        self.watches = [
+            asyncio.create_task(watch) for watch in (self._watch_notices(), self._watch_imports())
+        ]
 
     async def _watch_notices(self) -> None:
         notice = await notices.spot_notice()
         if notice is not None:
-            self.events.put_nowait(("notice", notice.reason, notice.left_s))
+            self.messages.put(notice)
+
+    async def _watch_imports(self) -> None:
+        await asyncio.sleep(IMPORT_LIMIT_S)
+        if not self.ready:
+            stacks = await evidence.stacks(self.process.pid)
+            text = f"importing what it needs takes longer than {IMPORT_LIMIT_S:.0f} s:\n{stacks}"
+            self.messages.put(Unfit(text))
 
     def _unpack_user_dir(self) -> str | None:
         """The user's own code, shipped to where it is missing."""
@@ -88,16 +171,19 @@ class Worker:
         folder = os.path.join(self.memory.disk, f"user_dir_{os.getpid()}")
         return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
 
-    async def next_events(self, limit_s: float) -> list[tuple[Any, ...]]:
-        """What has happened since the last call; waits no longer than that for something to."""
-        events = []
-        try:
-            events.append(await asyncio.wait_for(self.events.get(), limit_s))
-        except TimeoutError:
-            return []
-        while not self.events.empty():
-            events.append(self.events.get_nowait())
-        return events
+    async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
+        """What there is to say; waits no longer than that for something.
+
+        Args:
+            num_heard: messages that have arrived; the others are said again, should the answer
+                that had them have been lost.
+        """
+        self.messages.forget(num_heard)
+        return await self.messages.get(limit_s)
+
+    async def beat(self) -> None:
+        """The node is heard of when this returns."""
+        await asyncio.sleep(HEARTBEAT_S)
 
     def find_free_port(self) -> int:
         """A port on this node, kept open for the training process to take over."""
@@ -111,39 +197,31 @@ class Worker:
         """Where the ranks of the next generation meet, if this worker runs rank 0."""
         return self.get_node_ip(), self.find_free_port()
 
-    async def start(
-        self,
-        generation: int,
-        rank: int,
-        world_size: int,
-        master: tuple[str, int],
-        restore: str | None,
-        keeps_snapshots: bool,
-    ) -> None:
+    async def start(self, role: Role, master: tuple[str, int]) -> None:
         """Fork a training process; the one of the last generation ends."""
         assert self.server is not None
-        self._drop_link()
-        self.generation, self.pid = generation, 0
-        if rank == 0 and restore and self._is_missing(restore):
-            self._report("missing", text=restore)
+        if role.generation <= self.void:
             return
-        assignment = dict(
-            generation=generation,
-            rank=rank,
-            world_size=world_size,
+        restore = role.restore
+        if role.rank == 0 and restore and self._is_missing(restore):
+            self.messages.put(FromRank(role.generation, Missing(restore)))
+            return
+        self._drop_link()
+        self.generation, self.pid = role.generation, 0
+        job = self.job
+        assignment = Assignment(
+            **dataclasses.asdict(role),
             master=master,
-            restore=restore,
-            groups=self.job.groups,
-            restart_epoch=self.job.restart_epoch,
-            threads=self.job.threads,
+            groups=job.groups,
+            restart_epoch=job.restart_epoch,
+            threads=job.threads,
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
-            snapshot_updates=self.job.snapshot_updates if keeps_snapshots else 0,
+            snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
         )
         self.link, end = Pipe()
-        self.answered = False
-        listener = self.listener if rank == 0 and world_size > 1 else None
-        self.server.send(("fork", assignment, listener is not None))
+        listener = self.listener if role.rank == 0 and role.world_size > 1 else None
+        self.server.send(Fork(assignment, listener is not None))
         send_handle(self.server, end.fileno(), None)
         end.close()
         if listener is not None:
@@ -156,34 +234,64 @@ class Worker:
         in_memory = os.path.dirname(path) in self.memory.folders
         return in_memory and not os.path.exists(path)
 
-    async def hold(self, generation: int, at_once: bool, with_stacks: bool = False) -> None:
-        """The training process comes to rest with its state; "held" follows."""
-        if with_stacks and generation == self.generation and self.pid:
-            self._report("stacks", text=await evidence.stacks(self.pid))
-        if generation != self.generation:
+    async def tell(self, order: Order) -> None:
+        """What is asked for is under way; every order but `Keep` is answered by a message."""
+        match order:
+            case Hold():
+                await self._hold(order)
+            case Save(as_checkpoint):
+                self._save(as_checkpoint)
+            case Publish(snapshot):
+                await self._publish(snapshot)
+            case Keep(paths):
+                try:
+                    self.memory.keep_only(paths)
+                except OSError as error:
+                    logger.warning("old snapshots stay: %s", error)
+
+    async def _hold(self, order: Hold) -> None:
+        self.void = max(self.void, order.generation)
+        if order.with_stacks and order.generation == self.generation and self.pid:
+            self._say(Stacks(await evidence.stacks(self.pid)))
+        if self.link is None:
+            self._say(Held(None, order.generation))
             return
-        self._tell("hold", at_once)
-        if at_once:
-            asyncio.get_running_loop().call_later(ANSWER_S, self._end_unanswering, generation)
+        self.answered = False
+        self._pass_on(order)
+        if order.at_once:
+            loop = asyncio.get_running_loop()
+            loop.call_later(ANSWER_S, self._end_unanswering, self.generation)
 
     def _end_unanswering(self, generation: int) -> None:
         if generation == self.generation and self.link is not None and not self.answered:
             assert self.server is not None
-            self.server.send(("end", None, False))
+            self.server.send(Kill())
 
-    async def save(self, generation: int, as_checkpoint: bool) -> None:
-        """The state held becomes a file; "saved" or "unsaved" follows."""
-        if as_checkpoint:
+    def _save(self, as_checkpoint: bool) -> None:
+        if self.link is None:
+            self._say(Unsaved("the training process that held it is no more"))
+        elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
-            self._tell("save", ((folder,), name))
+            self._pass_on(Write((folder,), name))
         else:
-            self._tell("save", (self.memory.folders, f"snapshot_{generation}.pt"))
+            self._pass_on(Write(self.memory.folders, f"snapshot_{self.generation}.pt"))
+
+    async def _publish(self, snapshot: Copy) -> None:
+        assert isinstance(snapshot.place, InMemory)
+        source, target = snapshot.place.path, self.job.last_checkpoint
+        try:
+            await asyncio.to_thread(files.copy_whole, source, target)
+        except OSError as error:
+            self._say(Unsaved(f"{target}: {error!r}"))
+        else:
+            self._say(Saved(snapshot.update, target))
 
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
         if self.server is not None:
-            self.watch.cancel()
+            for watch in self.watches:
+                watch.cancel()
             asyncio.get_running_loop().remove_reader(self.server.fileno())
             self.server.close()
             if not self.ready:  # it imports, and does not listen
@@ -192,15 +300,13 @@ class Worker:
         shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
         self.memory.release()
 
-    def _report(
-        self, kind: str, update: int | None = None, text: str = "", by_peer: bool = False
-    ) -> None:
-        self.events.put_nowait(("report", self.generation, kind, update, text, by_peer, self.pid))
+    def _say(self, message: RankMessage) -> None:
+        self.messages.put(FromRank(self.generation, message))
 
-    def _tell(self, command: str, argument: Any) -> None:
+    def _pass_on(self, order: Hold | Write) -> None:
         try:
             if self.link is not None:
-                self.link.send((command, argument))
+                self.link.send(order)
         except OSError:
             pass  # it has ended; the server says how
 
@@ -211,41 +317,36 @@ class Worker:
             self.link = None
 
     def _hear_rank(self) -> None:
-        assert self.link is not None
         try:
             while self.link is not None and self.link.poll():
-                kind, update, text, by_peer = self.link.recv()
-                self.answered |= kind in ("holding", "held", "raised", "refused", "finished")
-                if kind == "holding":
-                    continue
-                if kind in ("saved", "snapshot"):
-                    self.memory.keep_only(text)
-                self._report(kind, update, text, by_peer)
+                message = self.link.recv()
+                if isinstance(message, Holding):
+                    self.answered = True
+                else:
+                    self._say(message)
         except (EOFError, OSError):
             self._drop_link()
 
     def _hear_server(self) -> None:
         assert self.server is not None
         try:
-            kind, pid, text = (*self.server.recv(), "")[:3]
+            message = self.server.recv()
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(self.server.fileno())
-            self.events.put_nowait(("gone", "its preloaded server died"))
-            return
-        match kind:
-            case "ready":
+            message = Unfit("its preloaded server died")
+        match message:
+            case Ready():
                 self.ready = True
-                self.events.put_nowait(("ready",))
-            case "unfit":
-                self.events.put_nowait(("gone", f"it cannot import what it needs:\n{pid}"))
-            case "forked":
+                self.messages.put(message)
+            case Unfit():
+                self.messages.put(message)
+            case Forked(pid):
                 self.pid = pid
-                self._report("running")
-            case "ended" if pid == self.pid:
-                if self.link is not None:
-                    self._hear_rank()  # its last words come before its end
+                self._say(Running(pid))
+            case Exited(pid, how) if pid == self.pid:
+                self._hear_rank()  # its last words come before its end
                 self._drop_link()
-                self._report("ended", text=text)
+                self._say(Ended(how))
 
 
 def _network(address: str) -> dict[str, str]:

@@ -29,9 +29,10 @@ def test_the_last_worker_on_a_node_takes_the_folders_away():
 def test_only_the_newest_snapshot_takes_room():
     memory_folder = MemoryFolder("run")
     first, disk = memory_folder.folders
-    for path in (f"{first}/snapshot_1.pt", f"{first}/update_7.pt", f"{disk}/update_9.pt"):
+    left = ("snapshot_1.pt", "update_7.pt", "update_8.pt.123.tmp")  # the last by a killed writer
+    for path in (*(f"{first}/{name}" for name in left), f"{disk}/update_9.pt"):
         Path(path).write_text("state")
-    memory_folder.keep_only(f"{disk}/update_9.pt")
+    memory_folder.keep_only({f"{disk}/update_9.pt"})
     assert [["held"], ["held", "update_9.pt"]] == [sorted(os.listdir(f)) for f in (first, disk)]
 
 

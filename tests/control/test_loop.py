@@ -4,11 +4,42 @@ import dataclasses
 import statistics
 import time
 
+import pytest
+
 from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.control import failures, loop, membership, nodes, stopping
-from fairseq_ray_plugin.control.state import UNHEARD_S, Phase, State
+from fairseq_ray_plugin.control import loop, membership, nodes, stopping
+from fairseq_ray_plugin.control.state import UNHEARD_S, End, Gathering, Log, State, Training
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import Gone, Notice, Ready, Report
+from fairseq_ray_plugin.protocol import (
+    Advanced,
+    Checkpointed,
+    Copy,
+    Ended,
+    Error,
+    Finished,
+    FromRank,
+    Gone,
+    Heard,
+    Held,
+    Hold,
+    InMemory,
+    InSaveDir,
+    Keep,
+    Missing,
+    Notice,
+    Publish,
+    Raised,
+    Ready,
+    Refusal,
+    Running,
+    Save,
+    Saved,
+    Snapshot,
+    Stacks,
+    Tell,
+    Unsaved,
+)
+from fairseq_ray_plugin.report.journal import EventKind
 
 
 class Cluster:
@@ -22,27 +53,78 @@ class Cluster:
         self.actions = []
 
     def see(self, *events, after=0.0, **observed):
-        """One step; returns the actions other than log lines."""
+        """One step; returns the actions other than log lines and clearing up."""
         self.now += after
         observation = protocol.Observation(now=self.now, events=events, **observed)
         self.state, actions = loop.step(self.state, observation, self.config, self.max_ranks)
         self.actions += actions
-        return [action for action in actions if not isinstance(action, protocol.Log)]
+        return [
+            action
+            for action in actions
+            if not isinstance(action, Log)
+            and not (isinstance(action, Tell) and isinstance(action.order, Keep))
+        ]
 
-    def report(self, worker, kind, update=None, text="", **fields):
-        return Report(worker, self.state.generation, kind, update, text, **fields)
+    def says(self, worker, message, generation=None):
+        """A rank of the newest generation, or another, says something."""
+        return Heard(worker, FromRank(generation or self.state.generation, message))
+
+    def advanced(self, worker, update):
+        return self.says(worker, Advanced(update, self.now))
+
+    def held(self, worker, update, asked=None):
+        return self.says(worker, Held(update, asked or self.state.generation), asked)
+
+    def ended(self, worker, how, generation=None):
+        return self.says(worker, Ended(how), generation)
+
+    def raised(self, worker, update, text, by_peer=False):
+        kind, _, message = text.partition(": ")
+        error = Error(kind, message, f"a traceback of {text}")
+        return self.says(worker, Raised(update, error, by_peer))
+
+    def saved(self, worker, update, path):
+        return self.says(worker, Saved(update, path))
+
+    def snapshot(self, worker, update, path):
+        return self.says(worker, Snapshot(update, path))
+
+    def checkpoint(self, worker, update, path):
+        return self.says(worker, Checkpointed(update, path))
 
     def train(self, room, update=10):
         """A generation on all of `room` has done some updates."""
         placed = [a.worker for a in self.see(room=room) if isinstance(a, protocol.Place)]
-        (start,) = self.see(*map(Ready, placed))
-        self.see(*(self.report(rank, "running", pid=1) for rank in start.ranks))
-        self.see(*(self.report(rank, "advanced", update) for rank in start.ranks))
+        (start,) = self.see(*map(ready, placed))
+        self.see(*(self.says(rank, Running(1)) for rank in start.ranks))
+        self.see(*(self.advanced(rank, update) for rank in start.ranks))
         return start
+
+    def end(self, actions):
+        """The run's end, when everything that is to be saved before it has been."""
+        while saves := [*told(actions, Save), *told(actions, Publish)]:
+            (save,) = saves
+            assert self.state.phase.as_checkpoint
+            held = self.state.phase.copy.update
+            actions = self.see(self.saved(save.worker, held, "checkpoint_last.pt"))
+        (end,) = actions
+        return end
 
     @property
     def kinds(self):
-        return [a.event.kind for a in self.actions if isinstance(a, protocol.Log)]
+        return [event.kind.value for event in self.events]
+
+    @property
+    def events(self):
+        return [a.event for a in self.actions if isinstance(a, Log)]
+
+
+def ready(worker):
+    return Heard(worker, Ready())
+
+
+def told(actions, kind):
+    return [a for a in actions if isinstance(a, Tell) and isinstance(a.order, kind)]
 
 
 def only(actions, kind):
@@ -52,8 +134,8 @@ def only(actions, kind):
 def test_a_generation_starts_when_all_that_was_placed_is_ready():
     cluster = Cluster()
     first, second = cluster.see(room={"a": 1, "b": 1})
-    assert [] == cluster.see(Ready(first.worker))
-    (start,) = cluster.see(Ready(second.worker))
+    assert [] == cluster.see(ready(first.worker))
+    (start,) = cluster.see(ready(second.worker))
     assert ("worker-0", "worker-1") == start.ranks
     assert start.source is None
     assert {"worker-0", "worker-1"} == start.keepers, "a snapshot on each of two nodes"
@@ -62,7 +144,7 @@ def test_a_generation_starts_when_all_that_was_placed_is_ready():
 def test_a_slow_starter_is_not_waited_for_without_end():
     cluster = Cluster()
     first, _ = cluster.see(room={"a": 2})
-    cluster.see(Ready(first.worker))
+    cluster.see(ready(first.worker))
     (start,) = cluster.see(after=membership.START_PATIENCE_S + 1)
     assert ("worker-0",) == start.ranks
 
@@ -71,24 +153,24 @@ def test_too_few_workers_are_waited_for_and_said_once():
     cluster = Cluster(min_workers=2)
     (placed,) = cluster.see(room={"a": 1})
     for _ in range(3):
-        cluster.see(Ready(placed.worker), after=60)
-    assert Phase.GATHERING is cluster.state.phase
+        cluster.see(ready(placed.worker), after=60)
+    assert isinstance(cluster.state.phase, Gathering)
     assert ["waiting", "waiting"] == cluster.kinds  # starting, then ready
     (more,) = cluster.see(room={"b": 1})
-    (start,) = cluster.see(Ready(more.worker), after=60)
+    (start,) = cluster.see(ready(more.worker), after=60)
     assert 2 == len(start.ranks)
 
 
 def test_a_dead_process_stops_the_others_at_once_and_the_freshest_state_goes_on():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1, "c": 1})
-    holds = cluster.see(cluster.report("worker-1", "ended", text="was killed"))
-    assert [("worker-0", True), ("worker-2", True)] == [(h.worker, h.at_once) for h in holds]
-    assert [] == cluster.see(cluster.report("worker-0", "held", 10))
-    (save,) = cluster.see(cluster.report("worker-2", "held", 11))
-    assert protocol.Save("worker-2", 1, as_checkpoint=False) == save
-    (start,) = cluster.see(cluster.report("worker-2", "saved", 11, "memory"))
-    assert protocol.Source("memory", 11, "c") == start.source
+    holds = cluster.see(cluster.ended("worker-1", "was killed"))
+    assert [("worker-0", True), ("worker-2", True)] == [(h.worker, h.order.at_once) for h in holds]
+    assert [] == cluster.see(cluster.held("worker-0", 10))
+    (save,) = cluster.see(cluster.held("worker-2", 11))
+    assert Tell("worker-2", Save(as_checkpoint=False)) == save
+    (start,) = cluster.see(cluster.saved("worker-2", 11, "memory"))
+    assert Copy(11, InMemory("c", "memory")) == start.source
     assert "worker-2" == start.ranks[0], "rank 0 is where the state is"
     assert 3 == len(start.ranks), "the slot of the dead process is used again"
 
@@ -97,48 +179,64 @@ def test_a_dead_worker_is_left_out_and_its_room_filled_again():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     cluster.see(Gone("worker-1", "killed"))
-    cluster.see(cluster.report("worker-0", "held", 10))
-    (start,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
+    cluster.see(cluster.held("worker-0", 10))
+    (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"))
     assert ("worker-0",) == start.ranks
-    cluster.see(cluster.report("worker-0", "advanced", 11))
+    cluster.see(cluster.advanced("worker-0", 11))
     (place,) = cluster.see(room={"b": 1})
-    cluster.see(Ready(place.worker))
+    cluster.see(ready(place.worker))
     (hold,) = cluster.see(after=membership.SETTLE_S)
-    assert not hold.at_once, "a planned stop lets the update end"
+    assert not hold.order.at_once, "a planned stop lets the update end"
 
 
 def test_a_silent_rank_is_left_out_and_taken_back_when_it_answers():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    cluster.see(cluster.report("worker-0", "raised", 10, "reset", by_peer=True))
-    assert [] == cluster.see(after=stopping.SILENCE_S + 0.1, heard={"worker-1": cluster.now + 1})
-    (save,) = cluster.see(heard={"worker-1": cluster.now - stopping.SILENCE_S - 0.1})
+    cluster.see(cluster.raised("worker-0", 10, "reset", by_peer=True))
+    assert [] == cluster.see(after=stopping.SILENCE_S + 0.1, heard={"b": cluster.now + 1})
+    last = {"b": cluster.now - stopping.SILENCE_S - 0.1}
+    (save,) = cluster.see(heard=last)
     assert "worker-0" == save.worker
-    (start,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
+    (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"), after=2, heard=last)
     assert ("worker-0",) == start.ranks
-    cluster.see(cluster.report("worker-0", "advanced", 11))
-    cluster.see(Report("worker-1", 1, "held", 10))
+    assert [] == cluster.see(cluster.advanced("worker-0", 11), after=9, heard=last)
+    (again,) = cluster.see(after=1, heard={"b": cluster.now})
+    assert Tell("worker-1", Hold(2, at_once=True)) == again, "its answer may have been lost"
+    cluster.see(cluster.held("worker-1", 10, asked=2))
     (hold,) = cluster.see(after=membership.SETTLE_S)
     assert "worker-0" == hold.worker
+
+
+def test_a_worker_that_never_answers_again_is_let_go():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(cluster.raised("worker-0", 10, "reset", by_peer=True))
+    cluster.see(after=stopping.ANSWER_LIMIT_S + 1)
+    cluster.see(cluster.saved("worker-0", 10, "memory"))
+    cluster.see(cluster.advanced("worker-0", 11))
+    asked = [len(told(cluster.see(after=1), Hold)) for _ in range(20)]
+    assert 3 <= sum(asked) <= 4, "every few seconds"
+    (remove,) = cluster.see(after=membership.PLACEMENT_LIMIT_S - 19)
+    assert protocol.Remove("worker-1") == remove
 
 
 def test_when_one_rank_rests_the_others_are_stopped_where_they_wait_for_it():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     (place,) = cluster.see(room={"c": 1})
-    cluster.see(Ready(place.worker))
+    cluster.see(ready(place.worker))
     holds = cluster.see(after=membership.SETTLE_S)
-    assert [False, False] == [hold.at_once for hold in holds]
-    (hold,) = cluster.see(cluster.report("worker-0", "held", 10))
-    assert ("worker-1", True) == (hold.worker, hold.at_once)
+    assert [False, False] == [hold.order.at_once for hold in holds]
+    (hold,) = cluster.see(cluster.held("worker-0", 10))
+    assert ("worker-1", True) == (hold.worker, hold.order.at_once)
 
 
 def test_several_newcomers_make_one_resize():
     cluster = Cluster()
     cluster.train({"a": 1})
     first, second = cluster.see(room={"b": 2})
-    assert [] == cluster.see(Ready(first.worker), after=5)
-    assert [] == cluster.see(Ready(second.worker), after=1)
+    assert [] == cluster.see(ready(first.worker), after=5)
+    assert [] == cluster.see(ready(second.worker), after=1)
     assert 1 == len(cluster.see(after=membership.SETTLE_S))
 
 
@@ -155,18 +253,22 @@ def test_no_more_ranks_than_have_something_to_do():
 def test_for_a_worker_that_does_not_speak_another_is_placed_and_the_one_too_many_removed():
     cluster = Cluster(max_ranks=2)
     cluster.train({"a": 1, "b": 1})
-    cluster.see(cluster.report("worker-0", "raised", 10, "reset", by_peer=True))
-    cluster.see(after=stopping.SILENCE_S + 0.1, heard={"worker-1": cluster.now})
-    cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
-    (place,) = cluster.see(cluster.report("worker-0", "advanced", 11), room={"c": 1})
+    cluster.see(cluster.raised("worker-0", 10, "reset", by_peer=True))
+    silent = {"b": cluster.now}
+    cluster.see(after=stopping.SILENCE_S + 0.1, heard=silent)
+    cluster.see(cluster.saved("worker-0", 10, "memory"), after=2, heard=silent)
+    (place,) = cluster.see(cluster.advanced("worker-0", 11), room={"c": 1}, heard=silent)
     assert ("worker-2", "c") == (place.worker, place.node)
-    assert [] == cluster.see(room={"d": 1}), "one is on its way"
+    assert [] == cluster.see(room={"d": 1}, heard=silent), "one is on its way"
     # nor does that one speak any more, while it starts
-    heard = {"worker-2": cluster.now}
+    heard = {**silent, "c": cluster.now}
     (place,) = cluster.see(room={"d": 1}, after=UNHEARD_S + 0.1, heard=heard)
     assert ("worker-3", "d") == (place.worker, place.node)
-    assert [] == cluster.see(Ready("worker-3"), room={"e": 1}, heard=heard)
-    (remove,) = cluster.see(Report("worker-1", 1, "held", 10), heard=heard)
+    assert [] == cluster.see(ready("worker-3"), room={"e": 1}, heard=heard)
+    del heard["b"]
+    (hold,) = cluster.see(heard=heard)
+    assert "worker-1" == hold.worker
+    (remove,) = cluster.see(cluster.held("worker-1", 10, asked=2), heard=heard)
     assert protocol.Remove("worker-1") == remove
     (hold,) = cluster.see(after=membership.START_PATIENCE_S, heard=heard)
     assert "worker-0" == hold.worker, "worker-3 is taken in"
@@ -175,65 +277,65 @@ def test_for_a_worker_that_does_not_speak_another_is_placed_and_the_one_too_many
 def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    cluster.see(cluster.report("worker-0", "raised", 10, "connection reset", by_peer=True))
-    cluster.see(cluster.report("worker-1", "ended", text="was killed by SIGKILL"))
-    stopped = next(a.event for a in cluster.actions[::-1] if isinstance(a, protocol.Log))
-    assert "stopped" == stopped.kind
+    cluster.see(cluster.raised("worker-0", 10, "connection reset", by_peer=True))
+    cluster.see(cluster.ended("worker-1", "was killed by SIGKILL"))
+    stopped = next(a.event for a in cluster.actions[::-1] if isinstance(a, Log))
+    assert EventKind.STOPPED is stopped.kind
     assert "rank 1 (on node b) was killed by SIGKILL" in stopped.cause
 
 
-def fail(cluster, rank, kind, update, text):
-    """A rank fails, the other holds, and the next generation runs."""
-    cluster.see(cluster.report(rank, kind, update, text))
+def fail(cluster, rank, failure, update):
+    """A rank fails, the other holds, and the next generation runs, or the run's state is saved."""
+    cluster.see(failure)
     cluster.see(after=stopping.ECHO_S)
     other = next(name for name in cluster.state.ranks if name != rank)
-    actions = cluster.see(cluster.report(other, "held", update))
-    for save in only(actions, protocol.Save):
-        actions = cluster.see(cluster.report(save.worker, "saved", update, "memory"))
+    actions = cluster.see(cluster.held(other, update))
+    if cluster.state.ending is None:
+        for save in told(actions, Save):
+            actions = cluster.see(cluster.saved(save.worker, update, "memory"))
     return actions
+
+
+BAD = "ValueError: sample {} is bad,\n  its loss is {}"
 
 
 def test_the_users_own_error_ends_the_run_when_it_comes_back_elsewhere_with_its_traceback():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    (start,) = fail(cluster, "worker-1", "raised", 10, "ValueError: bad sample")
+    (start,) = fail(
+        cluster, "worker-1", cluster.raised("worker-1", 10, "ValueError: bad sample"), 10
+    )
     assert 2 == len(start.ranks)
-    (start,) = fail(cluster, "worker-1", "raised", 10, "ValueError: bad sample")
+    (start,) = fail(
+        cluster, "worker-1", cluster.raised("worker-1", 10, "ValueError: bad sample"), 10
+    )
     assert ("worker-0",) == start.ranks, "it may be the node's fault"
     assert "left out" in cluster.kinds
-    (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
+    end = cluster.end(cluster.see(cluster.raised("worker-0", 10, BAD)))
     assert 1 == end.exit_code
     assert "3 times, after update 10" in end.message
-    assert "ValueError: bad sample" in end.message
+    assert "a traceback of ValueError: bad sample" in end.message
+    assert end.message.endswith("checkpoint_last.pt is the state after update 10")
 
 
 def test_the_users_own_error_ends_the_run_at_its_second_coming_where_all_ranks_raise_it():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     for _ in range(2):
-        cluster.see(cluster.report("worker-0", "raised", 10, "FloatingPointError"))
-        actions = cluster.see(cluster.report("worker-1", "raised", 10, "FloatingPointError"))
-        if only(actions, protocol.Save):
-            cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
-    assert "2 times, after update 10" in actions[-1].message
+        cluster.see(cluster.raised("worker-0", 10, "FloatingPointError"))
+        actions = cluster.see(cluster.raised("worker-1", 10, "FloatingPointError"))
+        if cluster.state.ending is None:
+            cluster.see(cluster.saved("worker-0", 10, "memory"))
+    assert "2 times, after update 10" in cluster.end(actions).message
 
 
 def test_the_users_own_error_ends_the_run_at_its_second_coming_where_there_is_one_node():
     cluster = Cluster()
     cluster.train({"a": 1})
-    save, *_ = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
-    cluster.see(cluster.report("worker-0", "saved", 10, "memory"))
-    (end,) = cluster.see(cluster.report("worker-0", "raised", 10, "ValueError: bad sample"))
+    save, *_ = cluster.see(cluster.raised("worker-0", 10, "ValueError: bad sample"))
+    cluster.see(cluster.saved("worker-0", 10, "memory"))
+    end = cluster.end(cluster.see(cluster.raised("worker-0", 10, "ValueError: bad sample")))
     assert "2 times, after update 10" in end.message
-
-
-TRACEBACK = """Traceback (most recent call last):
-  File "loss.py", line 7, in forward
-    raise ValueError(
-        "bad sample"
-ValueError: sample {} is bad,
-  its loss is {}
-"""
 
 
 def raised_after(updates, texts, **options):
@@ -241,31 +343,31 @@ def raised_after(updates, texts, **options):
     cluster = Cluster(**options)
     cluster.train({"a": 1}, update=1)
     for update, text in zip(updates, texts, strict=True):
-        cluster.see(cluster.report("worker-0", "advanced", update))
-        actions = cluster.see(cluster.report("worker-0", "raised", update, text))
-        if only(actions, protocol.Save):
-            cluster.see(cluster.report("worker-0", "saved", update, "memory"))
+        cluster.see(cluster.advanced("worker-0", update))
+        actions = cluster.see(cluster.raised("worker-0", update, text))
+        if cluster.state.ending is None:
+            actions = cluster.see(cluster.saved("worker-0", update, "memory"))
     return cluster, actions
 
 
 def test_an_exception_that_comes_back_within_100_updates_is_the_same_failure_whatever_its_numbers():
-    texts = [TRACEBACK.format(31, "1e-3"), TRACEBACK.format(7, "0x7f3c")]
-    _, (end,) = raised_after((10, 110), texts)
+    texts = [BAD.format(31, "1e-3"), BAD.format(7, "0x7f3c")]
+    end = Cluster.end(*raised_after((10, 110), texts))
     assert 1 == end.exit_code
     assert "2 times, after update 10 and 110; the first time, rank 0" in end.message
     assert "sample 31 is bad" in end.message
-    cluster, actions = raised_after((10, 111), texts)
-    assert only(actions, protocol.Save) and Phase.TRAINING is cluster.state.phase
+    cluster, (start,) = raised_after((10, 111), texts)
+    assert isinstance(cluster.state.phase, Training)
 
 
 def test_another_exception_after_progress_is_another_failure():
-    other = TRACEBACK.replace("bad", "worse")
-    for texts in ((TRACEBACK, other), (TRACEBACK, TRACEBACK.replace("ValueError:", "KeyError:"))):
+    other = BAD.replace("bad", "worse")
+    for texts in ((BAD, other), (BAD, BAD.replace("ValueError:", "KeyError:"))):
         cluster, _ = raised_after((10, 20), texts)
-        assert Phase.TRAINING is cluster.state.phase
-    _, (end,) = raised_after((10, 20, 30), (TRACEBACK, other, TRACEBACK))
+        assert isinstance(cluster.state.phase, Training)
+    end = Cluster.end(*raised_after((10, 20, 30), (BAD, other, BAD)))
     assert "2 times, after update 10 and 30" in end.message
-    _, (end,) = raised_after((10, 10), (TRACEBACK, other))
+    end = Cluster.end(*raised_after((10, 10), (BAD, other)))
     assert "2 times, after update 10;" in end.message, "without progress any other is, too"
 
 
@@ -274,35 +376,40 @@ def test_the_loss_of_a_peer_is_no_exception_that_comes_back():
     cluster.train({"a": 1, "b": 1})
     for update in (20, 30, 40):
         for worker in ("worker-0", "worker-1"):
-            cluster.see(cluster.report(worker, "advanced", update))
-            peer = cluster.report(worker, "raised", update, "connection reset", by_peer=True)
+            cluster.see(cluster.advanced(worker, update))
+            peer = cluster.raised(worker, update, "connection reset", by_peer=True)
             actions = cluster.see(peer)
-        assert not only(actions, protocol.End)
-        for save in only(actions, protocol.Save):
-            cluster.see(cluster.report(save.worker, "saved", update, "memory"))
+        assert not only(actions, End)
+        for save in told(actions, Save):
+            cluster.see(cluster.saved(save.worker, update, "memory"))
 
 
-def test_a_headline_says_who_raised_what():
-    text = f"FAILED: rank 1 raised:\n{TRACEBACK}"
-    assert "FAILED: rank 1 raised: ValueError: sample {} is bad," == failures.headline(text)
-    assert "LOST: rank 1 was killed" == failures.headline("LOST: rank 1 was killed\nby hand")
-    assert "RESIZED" == failures.headline("RESIZED")
-    assert "ValueError: x" == failures.exception("rank 1 raised:\nValueError: x")
+def test_a_stop_is_told_in_one_line_and_the_traceback_is_beside_it():
+    cluster, _ = raised_after((10,), (BAD,))
+    stopped = next(e for e in cluster.events if e.kind is EventKind.STOPPED)
+    assert "FAILED: rank 0 (on node a) raised ValueError: sample {} is bad," == stopped.cause
+    assert f"a traceback of {BAD}" == stopped.details["traceback"]
 
 
-def test_what_a_rank_refuses_ends_the_run_at_once():
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_what_a_rank_refuses_ends_the_run_and_what_is_good_is_saved(spoiled):
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    (end,) = cluster.see(cluster.report("worker-1", "refused", None, "it has another order"))
-    assert (1, "it has another order") == (end.exit_code, end.message)
+    (hold,) = cluster.see(cluster.says("worker-1", Refusal("it has another order", spoiled)))
+    actions = cluster.see(cluster.held("worker-0", 11))
+    assert spoiled != bool(told(actions, Save))
+    end = cluster.end(actions)
+    assert 1 == end.exit_code
+    saved = "" if spoiled else "; checkpoint_last.pt is the state after update 11"
+    assert f"it has another order{saved}" == end.message
 
 
 def test_failures_without_progress_end_the_run_with_the_first_of_them():
     cluster = Cluster(max_failures=3)
     cluster.train({"a": 1, "b": 1})
-    fail(cluster, "worker-1", "ended", 10, "was killed first")
-    fail(cluster, "worker-0", "ended", 10, "was killed second")
-    (end,) = fail(cluster, "worker-1", "ended", 10, "was killed third")
+    fail(cluster, "worker-1", cluster.ended("worker-1", "was killed first"), 10)
+    fail(cluster, "worker-0", cluster.ended("worker-0", "was killed second"), 10)
+    end = cluster.end(fail(cluster, "worker-1", cluster.ended("worker-1", "was killed third"), 10))
     assert 1 == end.exit_code
     assert "was killed first" in end.message and "--ray-max-failures 3" in end.message
 
@@ -310,35 +417,36 @@ def test_failures_without_progress_end_the_run_with_the_first_of_them():
 def test_failures_with_progress_in_between_do_not_add_up():
     cluster = Cluster(max_failures=2)
     cluster.train({"a": 1, "b": 1})
-    for update in range(10, 20):
-        (start,) = fail(cluster, "worker-1", "ended", update, "was killed")
+    for update in range(10, 30):
+        rank = f"worker-{update % 2}"  # of one alone its node would be left out
+        (start,) = fail(cluster, rank, cluster.ended(rank, "was killed"), update)
         assert isinstance(start, protocol.Start)
-        cluster.see(cluster.report("worker-0", "advanced", update + 1))
-    for update in range(21, 30):  # nothing is told within a second; what survivors hold tells it
-        (start,) = fail(cluster, "worker-1", "ended", update, "was killed")
-        assert isinstance(start, protocol.Start)
+        if update < 20:  # later nothing is told within a second; what survivors hold tells it
+            cluster.see(cluster.advanced(start.ranks[0], update + 1))
 
 
 def test_an_update_done_again_is_no_progress():
     cluster = Cluster(max_failures=2)
     cluster.train({"a": 1}, update=55)
-    cluster.see(cluster.report("worker-0", "checkpoint", 50, "checkpoint_last.pt"))
-    (start,) = cluster.see(cluster.report("worker-0", "ended", text="segmentation fault"))
-    assert "checkpoint_last.pt" == start.source.path
-    cluster.see(cluster.report("worker-0", "advanced", 51))
-    cluster.see(cluster.report("worker-0", "advanced", 55))
-    (end,) = cluster.see(cluster.report("worker-0", "ended", text="segmentation fault"))
+    cluster.see(cluster.checkpoint("worker-0", 50, "checkpoint_last.pt"))
+    (start,) = cluster.see(cluster.ended("worker-0", "segmentation fault"))
+    assert "checkpoint_last.pt" == start.source.place.path
+    cluster.see(cluster.advanced("worker-0", 51))
+    cluster.see(cluster.advanced("worker-0", 55))
+    (end,) = cluster.see(cluster.ended("worker-0", "segmentation fault"))
     assert 1 == end.exit_code
 
 
 def test_a_state_that_cannot_be_saved_gives_way_to_the_next():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1, "c": 1})
-    cluster.see(cluster.report("worker-0", "ended", text="was killed"))
-    cluster.see(cluster.report("worker-1", "held", 11))
-    (save,) = cluster.see(cluster.report("worker-2", "held", 10))
+    cluster.see(cluster.ended("worker-0", "was killed"))
+    cluster.see(cluster.held("worker-1", 11))
+    (save,) = cluster.see(cluster.held("worker-2", 10))
     assert "worker-1" == save.worker
-    (save,) = cluster.see(cluster.report("worker-1", "unsaved", text="disk full"))
+    (save,) = cluster.see(cluster.says("worker-1", Unsaved("memory full")))
+    assert ("worker-1", True) == (save.worker, save.order.as_checkpoint)
+    (save,) = cluster.see(cluster.says("worker-1", Unsaved("disk full")))
     assert "worker-2" == save.worker
     (start,) = cluster.see(Gone("worker-2", "node lost"))
     assert start.source is None
@@ -348,11 +456,11 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_the_shells_code():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     holds = cluster.see(signal=15)
-    assert [False, False] == [hold.at_once for hold in holds]
-    cluster.see(cluster.report("worker-0", "held", 10))
-    (save,) = cluster.see(cluster.report("worker-1", "held", 10))
-    assert protocol.Save("worker-0", 1, as_checkpoint=True) == save
-    (end,) = cluster.see(cluster.report("worker-0", "saved", 10, "checkpoint_last.pt"))
+    assert [False, False] == [hold.order.at_once for hold in holds]
+    cluster.see(cluster.held("worker-0", 10))
+    (save,) = cluster.see(cluster.held("worker-1", 10))
+    assert Tell("worker-0", Save(as_checkpoint=True)) == save
+    (end,) = cluster.see(cluster.saved("worker-0", 10, "checkpoint_last.pt"))
     assert 128 + 15 == end.exit_code
     assert "interrupted" == cluster.kinds[-1]
 
@@ -360,12 +468,12 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_the_shells_code():
 def test_a_signal_while_a_failure_is_dealt_with_still_saves_a_checkpoint():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    cluster.see(cluster.report("worker-1", "ended", text="was killed"))
-    (save,) = cluster.see(cluster.report("worker-0", "held", 10))
-    assert not save.as_checkpoint
-    (save,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"), signal=2)
-    assert save.as_checkpoint
-    (end,) = cluster.see(cluster.report("worker-0", "saved", 10, "checkpoint_last.pt"))
+    cluster.see(cluster.ended("worker-1", "was killed"))
+    (save,) = cluster.see(cluster.held("worker-0", 10))
+    assert not save.order.as_checkpoint
+    (publish,) = cluster.see(cluster.saved("worker-0", 10, "memory"), signal=2)
+    assert Publish(Copy(10, InMemory("a", "memory"))) == publish.order
+    (end,) = cluster.see(cluster.saved("worker-0", 10, "checkpoint_last.pt"))
     assert 130 == end.exit_code
 
 
@@ -379,18 +487,18 @@ def test_a_signal_before_training_began_ends_at_once():
 def test_training_is_over_when_rank_0_has_written_the_last_checkpoint():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    assert [] == cluster.see(cluster.report("worker-1", "finished", 20))
-    (end,) = cluster.see(cluster.report("worker-0", "finished", 20))
+    assert [] == cluster.see(cluster.says("worker-1", Finished(20)))
+    (end,) = cluster.see(cluster.says("worker-0", Finished(20)))
     assert 0 == end.exit_code
 
 
 def test_rank_0_dying_in_the_last_checkpoint_costs_nothing():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    cluster.see(cluster.report("worker-1", "finished", 20))
-    (save,) = cluster.see(cluster.report("worker-0", "ended", text="was killed"))
-    assert ("worker-1", False) == (save.worker, save.as_checkpoint)
-    (start,) = cluster.see(cluster.report("worker-1", "saved", 20, "memory"))
+    cluster.see(cluster.says("worker-1", Finished(20)))
+    (save,) = cluster.see(cluster.ended("worker-0", "was killed"))
+    assert ("worker-1", False) == (save.worker, save.order.as_checkpoint)
+    (start,) = cluster.see(cluster.saved("worker-1", 20, "memory"))
     assert 20 == start.source.update
 
 
@@ -418,13 +526,13 @@ def test_a_worker_that_is_cut_off_is_lost_before_the_cluster_says_so():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     last = cluster.now
-    assert [] == cluster.see(heard={"worker-1": last}, after=UNHEARD_S)
-    holds = cluster.see(heard={"worker-1": last}, after=0.1)
+    assert [] == cluster.see(heard={"b": last}, after=UNHEARD_S)
+    holds = cluster.see(heard={"b": last}, after=0.1)
     assert {"worker-0", "worker-1"} == {hold.worker for hold in holds}
-    heard = {"worker-0": cluster.now, "worker-1": last}
-    cluster.see(cluster.report("worker-0", "held", 10), heard=heard)
-    (save,) = cluster.see(heard={**heard, "worker-0": cluster.now + 2}, after=1.1)
-    (start,) = cluster.see(cluster.report("worker-0", "saved", 10, "memory"), heard=heard)
+    heard = {"a": cluster.now, "b": last}
+    cluster.see(cluster.held("worker-0", 10), heard=heard)
+    (save,) = cluster.see(heard={**heard, "a": cluster.now + 2}, after=1.1)
+    (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"), heard=heard)
     assert ("worker-0",) == start.ranks
     assert cluster.state.strikes.failures == (), "a lost machine is nobody's fault"
 
@@ -433,16 +541,16 @@ def test_a_hang_is_judged_by_the_runs_own_pace_and_its_stacks_are_kept():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     for update in range(11, 20):
-        cluster.see(cluster.report("worker-0", "advanced", update), after=7)
+        cluster.see(cluster.advanced("worker-0", update), after=7)
     assert [] == cluster.see(after=69)
     holds = cluster.see(after=2)
-    assert [True, True] == [hold.with_stacks and hold.at_once for hold in holds]
-    cluster.see(cluster.report("worker-0", "stacks", text="in all_reduce"))
+    assert [True, True] == [hold.order.with_stacks and hold.order.at_once for hold in holds]
+    cluster.see(cluster.says("worker-0", Stacks("in all_reduce")))
     stacks = cluster.actions[-1].event
-    assert ("stacks", "in all_reduce") == (stacks.kind, stacks.details["stacks"])
-    cluster.see(cluster.report("worker-0", "held", 19))
-    cluster.see(cluster.report("worker-1", "ended", None, "did not answer, and was killed"))
-    (start,) = cluster.see(cluster.report("worker-0", "saved", 19, "memory"))
+    assert ("stacks", "in all_reduce") == (stacks.kind.value, stacks.details["stacks"])
+    cluster.see(cluster.held("worker-0", 19))
+    cluster.see(cluster.ended("worker-1", "did not answer, and was killed"))
+    (start,) = cluster.see(cluster.saved("worker-0", 19, "memory"))
     assert 2 == len(start.ranks)
     assert ["HUNG"] == [f.cause.value for _, f in cluster.state.strikes.failures]
 
@@ -451,11 +559,11 @@ def test_a_node_that_is_to_go_is_left_at_a_boundary():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     holds = cluster.see(draining={"a": cluster.now + 60})
-    assert [False, False] == [hold.at_once for hold in holds]
-    cluster.see(cluster.report("worker-0", "held", 10))
-    (save,) = cluster.see(cluster.report("worker-1", "held", 10))
+    assert [False, False] == [hold.order.at_once for hold in holds]
+    cluster.see(cluster.held("worker-0", 10))
+    (save,) = cluster.see(cluster.held("worker-1", 10))
     assert "worker-1" == save.worker, "not in the memory of the node that goes"
-    remove, start = cluster.see(cluster.report("worker-1", "saved", 10, "memory"))
+    remove, start = cluster.see(cluster.saved("worker-1", 10, "memory"))
     assert (protocol.Remove("worker-0"), ("worker-1",)) == (remove, start.ranks)
     assert [] == cluster.see(room={"a": 1}, after=1)
     assert () == cluster.state.strikes.failures
@@ -464,37 +572,38 @@ def test_a_node_that_is_to_go_is_left_at_a_boundary():
 def test_when_every_node_is_to_go_the_state_goes_to_the_save_dir():
     cluster = Cluster()
     cluster.train({"a": 1})
-    (hold,) = cluster.see(Notice("worker-0", "spot instance", cluster.now + 120))
-    (save,) = cluster.see(cluster.report("worker-0", "held", 10))
-    assert save.as_checkpoint
-    (remove,) = cluster.see(cluster.report("worker-0", "saved", 10, "checkpoint_last.pt"))
+    (hold,) = cluster.see(Heard("worker-0", Notice("spot instance", 120)))
+    (save,) = cluster.see(cluster.held("worker-0", 10))
+    assert save.order.as_checkpoint
+    (remove,) = cluster.see(cluster.saved("worker-0", 10, "checkpoint_last.pt"))
     (place,) = cluster.see(room={"a": 1, "b": 1}, after=1)
     assert (protocol.Remove("worker-0"), "b") == (remove, place.node)
-    (start,) = cluster.see(Ready(place.worker))
-    assert protocol.Source("checkpoint_last.pt", 10, None) == start.source
+    (start,) = cluster.see(ready(place.worker))
+    assert Copy(10, InSaveDir("checkpoint_last.pt")) == start.source
 
 
 def test_when_all_processes_die_the_newest_of_snapshots_and_checkpoint_serves():
-    for checkpoint, expected in ((8, "b"), (10, None)):
+    in_memory, in_save_dir = InMemory("b", "memory"), InSaveDir("checkpoint_last.pt")
+    for checkpoint, expected in ((8, in_memory), (10, in_save_dir)):
         cluster = Cluster()
         cluster.train({"a": 1, "b": 1})
-        cluster.see(cluster.report("worker-0", "snapshot", 8, "memory"))
-        cluster.see(cluster.report("worker-1", "snapshot", 9, "memory"))
-        cluster.see(cluster.report("worker-0", "checkpoint", checkpoint, "checkpoint_last.pt"))
-        cluster.see(cluster.report("worker-0", "ended", text="was killed"))
-        (start,) = cluster.see(cluster.report("worker-1", "ended", text="was killed"))
-        assert (expected, max(9, checkpoint)) == (start.source.node, start.source.update)
+        cluster.see(cluster.snapshot("worker-0", 8, "memory"))
+        cluster.see(cluster.snapshot("worker-1", 9, "memory"))
+        cluster.see(cluster.checkpoint("worker-0", checkpoint, "checkpoint_last.pt"))
+        cluster.see(cluster.ended("worker-0", "was killed"))
+        (start,) = cluster.see(cluster.ended("worker-1", "was killed"))
+        assert (expected, max(9, checkpoint)) == (start.source.place, start.source.update)
 
 
 def test_a_snapshot_that_somebody_removed_gives_way_to_the_next_best():
     cluster = Cluster()
     cluster.train({"a": 1})
-    cluster.see(cluster.report("worker-0", "checkpoint", 7, "checkpoint_last.pt"))
-    cluster.see(cluster.report("worker-0", "snapshot", 9, "memory"))
-    (start,) = cluster.see(cluster.report("worker-0", "ended", text="was killed"))
-    assert "memory" == start.source.path
-    (start,) = cluster.see(cluster.report("worker-0", "missing", text="memory"))
-    assert "checkpoint_last.pt" == start.source.path
+    cluster.see(cluster.checkpoint("worker-0", 7, "checkpoint_last.pt"))
+    cluster.see(cluster.snapshot("worker-0", 9, "memory"))
+    (start,) = cluster.see(cluster.ended("worker-0", "was killed"))
+    assert "memory" == start.source.place.path
+    (start,) = cluster.see(cluster.says("worker-0", Missing("memory")))
+    assert "checkpoint_last.pt" == start.source.place.path
 
 
 def test_a_node_that_fails_again_and_again_is_left_out_for_longer_each_time():
@@ -504,17 +613,17 @@ def test_a_node_that_fails_again_and_again_is_left_out_for_longer_each_time():
     for _ in range(2):
         for _ in range(nodes.SUSPECT_AFTER):
             assert 2 == len(cluster.state.ranks)
-            fail(cluster, "worker-1", "ended", update, "was killed")
+            fail(cluster, "worker-1", cluster.ended("worker-1", "was killed"), update)
             update += 1
-            cluster.see(cluster.report("worker-0", "advanced", update))
+            cluster.see(cluster.advanced("worker-0", update))
         assert ("worker-0",) == cluster.state.ranks
         begin = cluster.now
-        while Phase.TRAINING is cluster.state.phase:
-            cluster.see(cluster.report("worker-0", "advanced", update), after=1)
+        while isinstance(cluster.state.phase, Training):
+            cluster.see(cluster.advanced("worker-0", update), after=1)
         pauses.append(cluster.now - begin)
-        cluster.see(cluster.report("worker-0", "held", update))
-        cluster.see(cluster.report("worker-0", "saved", update, "memory"))
-        cluster.see(cluster.report("worker-0", "advanced", update + 1))
+        cluster.see(cluster.held("worker-0", update))
+        cluster.see(cluster.saved("worker-0", update, "memory"))
+        cluster.see(cluster.advanced("worker-0", update + 1))
     assert [nodes.FIRST_COOL_DOWN_S, 2 * nodes.FIRST_COOL_DOWN_S] == pauses
 
 
@@ -526,7 +635,7 @@ def test_where_nodes_come_and_go_fast_newcomers_must_last_before_they_are_taken_
     losses = tuple(now - 10.0 * i for i in range(5, 0, -1))
     cluster.state = dataclasses.replace(cluster.state, stall_s=4.0, losses=losses)
     (place,) = cluster.see(room={"b": 1})
-    cluster.see(Ready(place.worker))
+    cluster.see(ready(place.worker))
     assert [] == cluster.see(after=30)
     cluster.state = dataclasses.replace(cluster.state, losses=())
     assert 8 == len(cluster.see(after=0))
@@ -535,20 +644,22 @@ def test_where_nodes_come_and_go_fast_newcomers_must_last_before_they_are_taken_
 def test_a_state_whose_saver_is_cut_off_gives_way_to_the_next():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1, "c": 1})
-    cluster.see(cluster.report("worker-0", "ended", text="was killed"))
-    cluster.see(cluster.report("worker-1", "held", 10))
-    (save,) = cluster.see(cluster.report("worker-2", "held", 10))
+    cluster.see(cluster.ended("worker-0", "was killed"))
+    cluster.see(cluster.held("worker-1", 10))
+    (save,) = cluster.see(cluster.held("worker-2", 10))
     last = cluster.now
-    (again,) = cluster.see(heard={save.worker: last}, after=UNHEARD_S + 0.1)
+    (again,) = cluster.see(
+        heard={cluster.state.workers[save.worker].node: last}, after=UNHEARD_S + 0.1
+    )
     assert ("worker-1", "worker-2") == (save.worker, again.worker)
 
 
 def test_reports_of_an_earlier_generation_change_nothing():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
-    fail(cluster, "worker-1", "ended", 10, "was killed")
+    fail(cluster, "worker-1", cluster.ended("worker-1", "was killed"), 10)
     before = cluster.state
-    cluster.see(Report("worker-0", 1, "ended", text="killed to make way"))
+    cluster.see(cluster.ended("worker-0", "killed to make way", generation=1))
     assert before == cluster.state
 
 
@@ -558,8 +669,8 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms():
     assert 10_000 == len(cluster.state.ranks)
     steps = []
     for update in range(11, 32):
-        heard = dict.fromkeys(cluster.state.workers, cluster.now)
+        heard = dict.fromkeys((f"node-{i}" for i in range(1250)), cluster.now)
         begin = time.perf_counter()
-        cluster.see(cluster.report("worker-77", "advanced", update), after=1, heard=heard)
+        cluster.see(cluster.advanced("worker-77", update), after=1, heard=heard)
         steps.append(time.perf_counter() - begin)
     assert statistics.median(steps) < 0.02

@@ -2,34 +2,27 @@
 
 import json
 
-from fairseq_ray_plugin.protocol import JournalEvent
-from fairseq_ray_plugin.report.journal import Journal, read, summary
+from fairseq_ray_plugin.report.journal import Event, EventKind, Journal, line, read, summary
 
 
 def event(kind, **fields):
-    return JournalEvent(**{"kind": kind, "generation": 1, "world_size": 2, "update": 5, **fields})
+    return line(Event(**{"kind": kind, "generation": 1, "world_size": 2, "update": 5, **fields}))
 
 
 def test_an_event_is_a_line_with_all_fields(tmp_path):
     journal = Journal(str(tmp_path / "new" / "folder"))
-    journal.write(event("stopped", cause="LOST", details={"path": "x"}))
-    (line,) = read(journal.path)
-    assert {"time", "kind", "generation", "world_size", "update", "cause", "path"} == set(line)
-    assert ("stopped", "LOST", "x") == (line["kind"], line["cause"], line["path"])
+    journal.write(event(EventKind.STOPPED, cause="LOST", details={"path": "x"}))
+    (written,) = read(journal.path)
+    expected = {"time", "kind", "generation", "world_size", "update", "cause", "path"}
+    assert expected == set(written)
+    assert ("stopped", "LOST", "x") == (written["kind"], written["cause"], written["path"])
 
 
 def test_half_a_line_left_by_a_killed_driver_does_no_harm(tmp_path):
     (tmp_path / "elastic.jsonl").write_text('{"kind": "star')
     journal = Journal(str(tmp_path))
-    journal.write(event("started"))
-    assert ["started"] == [line["kind"] for line in read(journal.path)]
-
-
-def test_earlier_runs_of_the_same_folder_are_not_this_ones(tmp_path):
-    Journal(str(tmp_path)).write(event("started"))
-    journal = Journal(str(tmp_path))
-    journal.write(event("finished"))
-    assert ["finished"] == [line["kind"] for line in journal.written()]
+    journal.write(event(EventKind.STARTED))
+    assert ["started"] == [written["kind"] for written in read(journal.path)]
 
 
 def test_the_summary_counts_from_a_stop_to_the_next_first_update():

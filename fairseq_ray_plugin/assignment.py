@@ -1,0 +1,124 @@
+"""What workers, their servers and ranks say to each other; what goes further is in protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker must know of the run, sent once."""
+
+    run_id: str
+    cfg: bytes
+    """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
+
+    groups: tuple[int, ...] | None
+    """Mini-batches in an update by epoch, with --fix-batch-size."""
+
+    restart_epoch: bool
+    """A training iterator without positions for all world sizes is acceptable."""
+
+    snapshot_updates: int | None
+    """Updates between snapshots, 0 for none; None: so that they cost little."""
+
+    threads: int
+    """For torch on the CPU."""
+
+    working_dir: str
+    """The driver's; relative paths in the user's options mean the same where it exists."""
+
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    user_dir_zip: bytes | None
+    last_checkpoint: str
+    """Path of the checkpoint that the same command goes on from."""
+
+    environment: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preload:
+    """What a worker's server needs before it can fork."""
+
+    cfg: bytes
+    working_dir: str
+    python_path: tuple[str, ...]
+    user_dir: str | None
+    """Where this node has the user's --user-dir."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Role:
+    """A rank's place in its generation."""
+
+    generation: int
+    rank: int
+    world_size: int
+    restore: str | None
+    """Snapshot or checkpoint to go on from; None: as the user's options say."""
+
+    keeps_snapshots: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assignment(Role):
+    """What one training process is to do; what is not explained here is as in `Job`."""
+
+    master: tuple[str, int]
+    """Host and port of the generation's store, which rank 0 opens."""
+
+    groups: tuple[int, ...] | None
+    restart_epoch: bool
+    threads: int
+    user_dir: str | None
+    """Where this node has the user's --user-dir."""
+
+    snapshot_folders: tuple[str, ...]
+    """Where this node keeps snapshots, the best first."""
+
+    snapshot_updates: int | None
+
+
+# Between a worker and its server
+
+
+@dataclasses.dataclass(frozen=True)
+class Fork:
+    """A training process begins; the one before it ends."""
+
+    assignment: Assignment
+    has_listener: bool
+    """The socket at `assignment.master` follows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """The training process ends, for it does not answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forked:
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Exited:
+    pid: int
+    how: str
+
+
+# Between a worker and its rank alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """The state that is held becomes a file in the first of `folders` that has room."""
+
+    folders: tuple[str, ...]
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Holding:
+    """It lives, and is about to answer a `Hold`."""
