@@ -293,13 +293,13 @@ class Publish:
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep:
-    """Snapshots of this run on the worker's node that are not named here take room for nothing."""
+class Drop:
+    """Snapshots on the worker's node are of no use any more."""
 
     paths: frozenset[str]
 
 
-Order = Hold | Save | Publish | Keep
+Order = Hold | Save | Publish | Drop
 
 
 # What is observed

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Container
+from collections.abc import Iterable
+
+import psutil
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +57,19 @@ class MemoryFolder:
         """The one on disk."""
         return self.folders[-1]
 
-    def keep_only(self, paths: Container[str]) -> None:
-        """Other snapshots are of no use any more, nor what a killed writer left of one."""
+    def remove(self, paths: Iterable[str]) -> None:
+        """Snapshots that are of no use any more; one that stays takes room, and that is all."""
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+
+    def remove_partials(self) -> None:
+        """What killed writers left of a snapshot: `NAME.PID.tmp`, of a process that is no more."""
         for folder in self.folders:
-            with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
-                for entry in os.scandir(folder):
-                    if entry.name.endswith((".pt", ".tmp")) and entry.path not in paths:
-                        os.remove(entry)
+            for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):
+                pid = path.split(".")[-2]
+                if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                    self.remove([path])
 
     def release(self) -> None:
         """Let go; the last one to do so takes the folders away."""

@@ -1,39 +1,55 @@
-"""Where the state of training is: every copy within reach, and which of them is the freshest."""
+"""Where the state of training is: every copy there is, within reach or not, and the freshest."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
-from fairseq_ray_plugin.control.state import Standing, Step
+from fairseq_ray_plugin.control.state import UNHEARD_S, Standing, Step
 from fairseq_ray_plugin.protocol import Copy, HeldBy, InMemory, InSaveDir
+
+AWAY_S = 10.0
+"""How long a fresher copy that is out of reach is waited for."""
 
 _LASTS = (InSaveDir, InMemory, HeldBy)
 """Of copies after the same update, the one that will outlive the others: disk, node, process."""
 
 
-def freshest(copies: Iterable[Copy], at_hand: Container[str] | None = None) -> Copy | None:
-    """The copy after the most updates.
+def freshest(copies: Iterable[Copy]) -> Copy | None:
+    """The copy after the most updates."""
+    return max(copies, key=lambda c: (c.update, -_LASTS.index(type(c.place))), default=None)
+
+
+def at_hand(s: Step) -> list[Copy]:
+    """What is held, in the memory of nodes that have a worker, and in the save dir."""
+    kept = [s.state.checkpoint] if s.state.checkpoint else []
+    return [*_held(s, silent=False), *_in_memory(s, reachable=True), *kept]
+
+
+def awaited(s: Step, since: float, best: Copy | None) -> bool:
+    """Whether a copy that is fresher than the best one at hand may soon be at hand, too.
 
     Args:
-        at_hand: nodes whose memory can be read now; of copies after the same update one that is
-            elsewhere comes last.
+        since: when waiting for the next generation began.
     """
+    update = best.update if best is not None else 0
+    coming = {w.node for w in s.workers.values() if w.standing is Standing.STARTING}
+    for copy in _in_memory(s, reachable=False):
+        assert isinstance(copy.place, InMemory)
+        node = copy.place.node
+        may_come = s.node_stays(node) and s.now - since < AWAY_S
+        if copy.update > update and (node in coming or may_come):
+            return True
+    for copy in _held(s, silent=True):
+        assert isinstance(copy.place, HeldBy)
+        there = s.workers[copy.place.worker]
+        # a machine that is cut off is not worth the time of more than an update
+        is_cut_off = s.is_unheard(there.node, UNHEARD_S)
+        if copy.update > update + is_cut_off and s.now - there.since < AWAY_S:
+            return True
+    return False
 
-    def order(copy: Copy) -> tuple[int, bool, int]:
-        place = copy.place
-        is_away = at_hand is not None and isinstance(place, InMemory) and place.node not in at_hand
-        return copy.update, not is_away, -_LASTS.index(type(place))
 
-    return max(copies, key=order, default=None)
-
-
-def all_copies(s: Step) -> list[Copy]:
-    """What is held, in the memory of nodes that are not known to be dead, and in the save dir."""
-    kept = [s.state.checkpoint] if s.state.checkpoint else []
-    return [*held(s), *s.state.snapshots.values(), *kept]
-
-
-def held(s: Step) -> list[Copy]:
+def _held(s: Step, silent: bool) -> list[Copy]:
     """What ranks at rest hold; the lowest rank first, on a node that stays before one that goes.
 
     The lowest has been saving the checkpoints, where its node alone sees the save dir.
@@ -41,6 +57,16 @@ def held(s: Step) -> list[Copy]:
     holders = [
         (not s.stays(name), worker.rank, name, worker.held)
         for name, worker in s.workers.items()
-        if worker.held is not None and worker.standing is not Standing.SILENT
+        if worker.held is not None and (worker.standing is Standing.SILENT) is silent
     ]
     return [Copy(update, HeldBy(name)) for _, _, name, update in sorted(holders)]
+
+
+def _in_memory(s: Step, reachable: bool) -> list[Copy]:
+    away = (Standing.STARTING, Standing.SILENT)
+    there = {w.node for w in s.workers.values() if w.standing not in away}
+    return [
+        copy
+        for node, copy in s.state.snapshots.items()
+        if (node in there and not s.is_unheard(node, UNHEARD_S)) is reachable
+    ]

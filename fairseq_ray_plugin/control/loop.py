@@ -186,7 +186,7 @@ def _not_told(s: Step, name: str, order: object, reason: str) -> None:
         case Save() | Publish():
             phase = s.state.phase
             if isinstance(phase, Saving) and phase.worker == name:
-                s.set_worker(name, standing=Standing.SILENT, since=s.now)
+                stopping.lose_writer(s, phase)
 
 
 def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:

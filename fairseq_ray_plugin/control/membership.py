@@ -29,9 +29,6 @@ LONGEST_WAIT_S = 30.0
 PLACEMENT_LIMIT_S = 120.0
 """A worker that is not ready after so long has no room in truth; one that is silent is lost."""
 
-FRESH_NODE_S = 10.0
-"""How long a node that alone has the freshest copy may take to have room for a worker again."""
-
 START_TRIES = 3
 """Workers in a row that may fail to start on every node before the run ends."""
 
@@ -92,9 +89,10 @@ def _remove_useless(s: Step, is_over: bool) -> None:
         elif worker.standing is Standing.SILENT and not s.is_unheard(worker.node, UNHEARD_S):
             asked.append(name)
         elif worker.node in s.state.leaving and (is_over or not s.is_in_generation(name)):
-            # what it holds and nobody else has is saved before it goes
-            best = copies.freshest(c for c in copies.all_copies(s) if c.place != HeldBy(name))
-            if worker.held is None or (best is not None and best.update >= worker.held):
+            # what is there and nowhere else is saved before it goes
+            here = (HeldBy(name), getattr(s.state.snapshots.get(worker.node), "place", None))
+            best = copies.freshest(copies.at_hand(s))
+            if best is None or best.place not in here:
                 s.remove(name)
     if asked and s.now - s.state.asked_silent > stopping.ASK_AGAIN_S:
         s.set(asked_silent=s.now)
@@ -107,39 +105,32 @@ def gather(s: Step, phase: Gathering) -> None:
     """Start the next generation as soon as there are workers enough."""
     state = s.state
     if state.ending is not None:
-        stopping.end_when_saved(s, state.ending)
+        stopping.end_when_saved(s, state.ending, phase.since)
         return
     ready = s.usable()
-    there = {s.workers[name].node for name in ready}
-    copy = copies.freshest(copies.all_copies(s), there)
-    if copy is not None and isinstance(copy.place, HeldBy):
-        # no node that goes away, whose memory goes with it
-        worker = copy.place.worker
-        stopping.save(s, copy, worker, as_checkpoint=not s.stays(worker))
-        return
+    copy = copies.freshest(copies.at_hand(s))
+    match copy:
+        case Copy(_, HeldBy(worker)):
+            # no node that goes away, whose memory goes with it
+            stopping.save(s, copy, worker, as_checkpoint=not s.stays(worker))
+            return
+        case Copy(_, InMemory(node)) if not s.node_stays(node):
+            stopping.publish(s, copy, node)
+            return
     starting = s.with_standing(Standing.STARTING)
     if len(ready) < s.config.min_workers:
-        _wait(s, len(ready), len(starting))
+        _wait(s, phase, len(ready), len(starting))
         return
     if state.generation == 0 and (starting or s.now - phase.since < SETTLE_S):
         # others are on their way, or what failed to start may yet be replaced
         first = min(s.workers[name].since for name in ready)
         if s.now - first < START_PATIENCE_S:
             return
-    coming = {s.workers[name].node for name in starting}
-    while copy is not None and isinstance(copy.place, InMemory) and copy.place.node not in there:
-        node = copy.place.node
-        may_come = s.node_stays(node) and s.now - phase.since < FRESH_NODE_S
-        if node in coming or may_come:
-            return  # a fresh worker on the node that has the state
-        stopping.forget(s, copy)
-        copy = copies.freshest(copies.all_copies(s), there)
-        if copy is not None and isinstance(copy.place, HeldBy):
-            return  # the next look saves it
-    _start(s, ready, copy)
+    if not copies.awaited(s, phase.since, copy):
+        _start(s, ready, copy)
 
 
-def _wait(s: Step, num_ready: int, num_starting: int) -> None:
+def _wait(s: Step, phase: Gathering, num_ready: int, num_starting: int) -> None:
     waiting = f"{s.config.min_workers} workers, {num_ready} ready, {num_starting} starting"
     if waiting != s.state.waiting:
         s.set(waiting=waiting)
@@ -150,7 +141,7 @@ def _wait(s: Step, num_ready: int, num_starting: int) -> None:
         message = f"workers cannot start; on {node}: {reasons[0]}"
         ending = Ending(EventKind.FAILED, 1, message)
         s.set(ending=ending)
-        stopping.end_when_saved(s, ending)
+        stopping.end_when_saved(s, ending, phase.since)
 
 
 def _start(s: Step, ready: list[str], source: Copy | None) -> None:
@@ -179,8 +170,6 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     first_on = {s.workers[name].node: name for name in reversed(ranks)}
     keepers = sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
     s.actions.append(Start(generation, ranks, source, frozenset(keepers)))
-    for name in first_on.values():
-        stopping.sweep(s, name)
     s.enter(Training(s.now))
 
 

@@ -152,6 +152,9 @@ class State:
     snapshots: Mapping[str, Copy] = dataclasses.field(default_factory=dict)
     """Node -> the newest state in its memory."""
 
+    superseded: tuple[Copy, ...] = ()
+    """Snapshots that are to go as soon as no generation is starting from them."""
+
     checkpoint: Copy | None = None
     """The last checkpoint that this run wrote."""
 

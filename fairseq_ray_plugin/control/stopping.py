@@ -20,7 +20,7 @@ from fairseq_ray_plugin.control.state import (
     Stopping,
     Training,
 )
-from fairseq_ray_plugin.protocol import Copy, HeldBy, Hold, InMemory, InSaveDir, Keep, Publish, Save
+from fairseq_ray_plugin.protocol import Copy, Drop, HeldBy, Hold, InMemory, InSaveDir, Publish, Save
 from fairseq_ray_plugin.report.journal import EventKind
 
 SILENCE_S = 1.0
@@ -166,9 +166,15 @@ def save(
     s.enter(Saving(s.now, copy, worker, as_checkpoint, is_second_try))
 
 
-def end_when_saved(s: Step, ending: Ending) -> None:
-    """The run ends; the freshest copy is a checkpoint by then, if anything can be saved."""
-    copy = copies.freshest(copies.all_copies(s)) if ending.saves else None
+def end_when_saved(s: Step, ending: Ending, since: float) -> None:
+    """The run ends; the freshest copy is a checkpoint by then, if anything can be saved.
+
+    Args:
+        since: when it came to rest.
+    """
+    copy = copies.freshest(copies.at_hand(s)) if ending.saves else None
+    if ending.saves and copies.awaited(s, since, copy):
+        return
     if copy is None or copy.update == 0:  # nothing that the same command would not do again
         s.end(ending)
         return
@@ -178,30 +184,37 @@ def end_when_saved(s: Step, ending: Ending) -> None:
         case HeldBy(worker):
             save(s, copy, worker, as_checkpoint=True)
         case InMemory(node):
-            # its worker copies the file, whatever becomes of the rank
-            there = [n for n, w in s.workers.items() if w.node == node and can_write(s, n)]
-            if there:
-                save(s, copy, there[0], as_checkpoint=True)
-            else:
-                forget(s, copy)
-                end_when_saved(s, ending)
+            publish(s, copy, node)
+
+
+def publish(s: Step, copy: Copy, node: str) -> None:
+    """A snapshot in a node's memory becomes a checkpoint; a worker there copies the file."""
+    worker = next(n for n, w in s.workers.items() if w.node == node and can_write(s, n))
+    save(s, copy, worker, as_checkpoint=True)
 
 
 def can_write(s: Step, worker: str) -> bool:
     there = s.workers[worker]
-    return there.standing is not Standing.SILENT and not s.is_unheard(there.node, UNHEARD_S)
+    is_up = there.standing not in (Standing.STARTING, Standing.SILENT)
+    return is_up and not s.is_unheard(there.node, UNHEARD_S)
 
 
 def check_saving(s: Step, phase: Saving) -> None:
     """Whoever saves may be dead or cut off, or its disk stuck."""
-    if phase.worker not in s.workers:
+    worker = s.workers.get(phase.worker)
+    if worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
         s.enter(Gathering(s.now))
     elif not can_write(s, phase.worker):
-        s.log(EventKind.UNSAVED, f"{s.describe(phase.worker)} does not answer")
-        s.set_worker(phase.worker, standing=Standing.SILENT, since=s.now)
-        s.enter(Gathering(s.now))
+        lose_writer(s, phase)
     elif s.now - phase.since > SAVE_LIMIT_S:
         not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
+
+
+def lose_writer(s: Step, phase: Saving) -> None:
+    """Whoever saves cannot be reached: it is asked whether it is back, while others may serve."""
+    s.log(EventKind.UNSAVED, f"{s.describe(phase.worker)} does not answer")
+    s.set_worker(phase.worker, standing=Standing.SILENT, since=s.now)
+    s.enter(Gathering(s.now))
 
 
 def saved(s: Step, update: int, path: str) -> None:
@@ -217,17 +230,21 @@ def saved(s: Step, update: int, path: str) -> None:
 
 
 def keep(s: Step, worker: str, copy: Copy) -> None:
-    """A node has a newer state in its memory; older ones may go, but that which is in use."""
-    s.set(snapshots={**s.state.snapshots, s.workers[worker].node: copy})
-    sweep(s, worker)
-
-
-def sweep(s: Step, worker: str) -> None:
-    """Only the newest snapshot on a worker's node takes room, and that which is in use."""
-    source = None if s.state.advanced else s.state.source
-    wanted = filter(None, [s.state.snapshots.get(s.workers[worker].node), source])
-    paths = [copy.place.path for copy in wanted if isinstance(copy.place, InMemory)]
-    s.tell([worker], Keep(frozenset(paths)))
+    """A node has a newer state in its memory; older ones go, but for one that is in use."""
+    node = s.workers[worker].node
+    old = s.state.snapshots.get(node)
+    s.set(snapshots={**s.state.snapshots, node: copy})
+    superseded = (*s.state.superseded, old) if old is not None else s.state.superseded
+    in_use = (copy, None if s.state.advanced else s.state.source)
+    paths = {
+        old.place.path
+        for old in superseded
+        if old not in in_use and isinstance(old.place, InMemory) and old.place.node == node
+    }
+    if paths:
+        superseded = tuple(c for c in superseded if getattr(c.place, "path", None) not in paths)
+        s.tell([worker], Drop(frozenset(paths)))
+    s.set(superseded=superseded)
 
 
 def not_saved(s: Step, reason: str) -> None:
@@ -247,5 +264,5 @@ def forget(s: Step, copy: Copy) -> None:
     match copy.place:
         case HeldBy(worker) if worker in s.workers:
             s.set_worker(worker, held=None)
-        case InMemory():
-            s.set(snapshots={n: c for n, c in s.state.snapshots.items() if c != copy})
+        case InMemory(node):
+            s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != node})

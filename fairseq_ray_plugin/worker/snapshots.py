@@ -36,6 +36,7 @@ class Snapshots:
         every: int | None,
     ) -> None:
         self._link, self._put_by, self._folders, self._every = link, put_by, folders, every
+        self._pid = os.getpid()
         self._due = time.monotonic() + FIRST_SNAPSHOT_S
 
     def at_boundary(self, update: int) -> None:
@@ -47,7 +48,7 @@ class Snapshots:
         elif self._every == 0 or update % self._every:
             return
         try:
-            path = write(self._put_by, self._folders, f"update_{update}.pt")
+            path = write(self._put_by, self._folders, f"update_{update}_{self._pid}.pt")
         except Exception as error:  # a full disk is no reason to end training
             self._link.send(NoSnapshot(f"no snapshot after update {update}: {error!r}"))
         else:

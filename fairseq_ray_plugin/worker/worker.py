@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import os
 import shutil
 import socket
@@ -36,12 +35,12 @@ from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.checkpoints.memory import MemoryFolder
 from fairseq_ray_plugin.protocol import (
     Copy,
+    Drop,
     Ended,
     FromRank,
     Held,
     Hold,
     InMemory,
-    Keep,
     Missing,
     Order,
     Publish,
@@ -56,8 +55,6 @@ from fairseq_ray_plugin.protocol import (
     WorkerMessage,
 )
 from fairseq_ray_plugin.worker import evidence, notices, user_code
-
-logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
 """How often a node lets itself be heard."""
@@ -128,6 +125,7 @@ class Worker:
     async def prepare(self) -> None:
         """Start the preloaded server; `Ready` or `Unfit` follows."""
         job = self.job
+        self.memory.remove_partials()
         self.user_dir = self._unpack_user_dir()
         self.server, end = Pipe()
         environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
@@ -235,7 +233,7 @@ class Worker:
         return in_memory and not os.path.exists(path)
 
     async def tell(self, order: Order) -> None:
-        """What is asked for is under way; every order but `Keep` is answered by a message."""
+        """What is asked for is under way; every order but `Drop` is answered by a message."""
         match order:
             case Hold():
                 await self._hold(order)
@@ -243,11 +241,8 @@ class Worker:
                 self._save(as_checkpoint)
             case Publish(snapshot):
                 await self._publish(snapshot)
-            case Keep(paths):
-                try:
-                    self.memory.keep_only(paths)
-                except OSError as error:
-                    logger.warning("old snapshots stay: %s", error)
+            case Drop(paths):
+                self.memory.remove(paths)
 
     async def _hold(self, order: Hold) -> None:
         self.void = max(self.void, order.generation)
@@ -274,7 +269,7 @@ class Worker:
             folder, name = os.path.split(self.job.last_checkpoint)
             self._pass_on(Write((folder,), name))
         else:
-            self._pass_on(Write(self.memory.folders, f"snapshot_{self.generation}.pt"))
+            self._pass_on(Write(self.memory.folders, f"held_{self.generation}_{self.pid}.pt"))
 
     async def _publish(self, snapshot: Copy) -> None:
         assert isinstance(snapshot.place, InMemory)
@@ -341,11 +336,13 @@ class Worker:
             case Unfit():
                 self.messages.put(message)
             case Forked(pid):
+                self.memory.remove_partials()
                 self.pid = pid
                 self._say(Running(pid))
             case Exited(pid, how) if pid == self.pid:
                 self._hear_rank()  # its last words come before its end
                 self._drop_link()
+                self.memory.remove_partials()
                 self._say(Ended(how))
 
 

@@ -26,14 +26,18 @@ def test_the_last_worker_on_a_node_takes_the_folders_away():
     assert not any(Path(folder).exists() for folder in second.folders)
 
 
-def test_only_the_newest_snapshot_takes_room():
+def test_what_is_of_no_use_goes_and_so_does_what_killed_writers_left(tmp_path):
     memory_folder = MemoryFolder("run")
     first, disk = memory_folder.folders
-    left = ("snapshot_1.pt", "update_7.pt", "update_8.pt.123.tmp")  # the last by a killed writer
-    for path in (*(f"{first}/{name}" for name in left), f"{disk}/update_9.pt"):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    old, new = f"{first}/update_7_1.pt", f"{disk}/update_9_1.pt"
+    for path in (old, new, f"{first}/x.pt.{dead.pid}.tmp", f"{first}/x.pt.{os.getpid()}.tmp"):
         Path(path).write_text("state")
-    memory_folder.keep_only({f"{disk}/update_9.pt"})
-    assert [["held"], ["held", "update_9.pt"]] == [sorted(os.listdir(f)) for f in (first, disk)]
+    memory_folder.remove([old, f"{first}/gone.pt"])
+    memory_folder.remove_partials()
+    assert ["held", f"x.pt.{os.getpid()}.tmp"] == sorted(os.listdir(first)), "it is being written"
+    assert ["held", "update_9_1.pt"] == sorted(os.listdir(disk))
 
 
 def leave_behind(tmp_path, run_id):

@@ -14,6 +14,7 @@ from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
     Copy,
+    Drop,
     Ended,
     Error,
     Finished,
@@ -24,7 +25,6 @@ from fairseq_ray_plugin.protocol import (
     Hold,
     InMemory,
     InSaveDir,
-    Keep,
     Missing,
     Notice,
     Publish,
@@ -62,7 +62,7 @@ class Cluster:
             action
             for action in actions
             if not isinstance(action, Log)
-            and not (isinstance(action, Tell) and isinstance(action.order, Keep))
+            and not (isinstance(action, Tell) and isinstance(action.order, Drop))
         ]
 
     def says(self, worker, message, generation=None):

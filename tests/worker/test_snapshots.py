@@ -1,5 +1,6 @@
 """Where a rank's state goes, and how often."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,4 +81,4 @@ def test_snapshots_come_as_often_as_asked_for(every, expected, clock):
     for update in range(1, 101):
         clock[0] += 100
         taken.at_boundary(update)
-    assert [Snapshot(n, f"memory/update_{n}.pt") for n in expected] == connection.sent
+    assert [Snapshot(n, f"memory/update_{n}_{os.getpid()}.pt") for n in expected] == connection.sent
