@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from fairseq_ray_plugin.control.state import UNHEARD_S, Standing, Step
@@ -9,6 +10,12 @@ from fairseq_ray_plugin.protocol import Copy, HeldBy, InMemory, InSaveDir
 
 AWAY_S = 10.0
 """How long a fresher copy that is out of reach is waited for."""
+
+FULL_S = 900.0
+"""How long a fresher copy is kept for which there is no room on any disk."""
+
+RETRY_S = 5.0
+"""When it is tried again to write it."""
 
 _LASTS = (InSaveDir, InMemory, HeldBy)
 """Of copies after the same update, the one that will outlive the others: disk, node, process."""
@@ -22,7 +29,8 @@ def freshest(copies: Iterable[Copy]) -> Copy | None:
 def at_hand(s: Step) -> list[Copy]:
     """What is held, in the memory of nodes that have a worker, and in the save dir."""
     kept = [s.state.checkpoint] if s.state.checkpoint else []
-    return [*_held(s, silent=False), *_in_memory(s, reachable=True), *kept]
+    held = [c for c in _held(s, silent=False) if s.state.ending or not _is_unwritten(s, c, RETRY_S)]
+    return [*held, *_in_memory(s, reachable=True), *kept]
 
 
 def awaited(s: Step, since: float, best: Copy | None) -> bool:
@@ -33,10 +41,11 @@ def awaited(s: Step, since: float, best: Copy | None) -> bool:
     """
     update = best.update if best is not None else 0
     coming = {w.node for w in s.workers.values() if w.standing is Standing.STARTING}
+    silent = {w.node for w in s.workers.values() if w.standing is Standing.SILENT}
     for copy in _in_memory(s, reachable=False):
         assert isinstance(copy.place, InMemory)
         node = copy.place.node
-        may_come = s.node_stays(node) and s.now - since < AWAY_S
+        may_come = (s.node_stays(node) or node in silent) and s.now - since < AWAY_S
         if copy.update > update and (node in coming or may_come):
             return True
     for copy in _held(s, silent=True):
@@ -46,7 +55,16 @@ def awaited(s: Step, since: float, best: Copy | None) -> bool:
         is_cut_off = s.is_unheard(there.node, UNHEARD_S)
         if copy.update > update + is_cut_off and s.now - there.since < AWAY_S:
             return True
-    return False
+    return any(
+        copy.update > update and _is_unwritten(s, copy, math.inf) for copy in _held(s, silent=False)
+    )
+
+
+def _is_unwritten(s: Step, copy: Copy, limit_s: float) -> bool:
+    """Whether there was no room for what a rank holds within the last `limit_s`."""
+    assert isinstance(copy.place, HeldBy)
+    unwritten = s.workers[copy.place.worker].unwritten
+    return unwritten is not None and s.now - unwritten[1] < limit_s
 
 
 def _held(s: Step, silent: bool) -> list[Copy]:

@@ -237,8 +237,10 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             copy = Copy(update, InMemory(node, path))
             # but not one that has been under way for long
             if copies.freshest(filter(None, [s.state.snapshots.get(node), copy])) == copy:
+                s.set(told_of_full_memory=False)
                 stopping.keep(s, name, copy)
-        case NoSnapshot(reason):
+        case NoSnapshot(reason) if not s.state.told_of_full_memory:
+            s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
         case Checkpointed(update, path):
             s.set(checkpoint=Copy(update, InSaveDir(path)))

@@ -154,6 +154,7 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
             generation=generation,
             rank=rank,
             held=None,
+            unwritten=None,
             asked=0,
             pid=0,
         )

@@ -121,6 +121,9 @@ class Worker:
     asked: int = 0
     """The generation that it was last told to hold, since it was last told to start."""
 
+    unwritten: tuple[float, float] | None = None
+    """When what it holds could not be written, first and last."""
+
     pid: int = 0
     """Of its training process; 0: not forked yet."""
 
@@ -140,6 +143,9 @@ class State:
 
     waiting: str | None = None
     """What the log last said that training waits for."""
+
+    told_of_full_memory: bool = False
+    """The log has said that snapshots find no room, since the last that did."""
 
     told_of_spare_room: bool = False
     """The log has said that there is room for more workers than have something to do."""

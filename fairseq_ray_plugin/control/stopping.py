@@ -248,21 +248,20 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
 
 
 def not_saved(s: Step, reason: str) -> None:
-    """The copy could not be written: the other kind of file, or the next freshest copy, serves."""
+    """The copy could not be written: as the other kind of file, by another, or later it may be."""
     phase = s.state.phase
     assert isinstance(phase, Saving)
-    s.log(EventKind.UNSAVED, reason)
-    if isinstance(phase.copy.place, HeldBy) and not phase.is_second_try and not s.state.ending:
+    place, worker = phase.copy.place, s.workers[phase.worker]
+    if worker.unwritten is None:
+        s.log(EventKind.UNSAVED, reason)
+    if isinstance(place, InMemory):
+        s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != place.node})
+    elif not phase.is_second_try and s.state.ending is None:
         save(s, phase.copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
         return
-    forget(s, phase.copy)
+    else:
+        first, _ = worker.unwritten or (s.now, s.now)
+        is_lost = s.state.ending is not None or s.now - first > copies.FULL_S
+        held = None if is_lost else worker.held
+        s.set_worker(phase.worker, held=held, unwritten=(first, s.now))
     s.enter(Gathering(s.now))
-
-
-def forget(s: Step, copy: Copy) -> None:
-    """A copy is lost."""
-    match copy.place:
-        case HeldBy(worker) if worker in s.workers:
-            s.set_worker(worker, held=None)
-        case InMemory(node):
-            s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != node})

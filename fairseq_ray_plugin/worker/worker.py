@@ -245,6 +245,8 @@ class Worker:
                 self.memory.remove(paths)
 
     async def _hold(self, order: Hold) -> None:
+        if order.generation < self.generation:
+            return  # it has been overtaken
         self.void = max(self.void, order.generation)
         if order.with_stacks and order.generation == self.generation and self.pid:
             self._say(Stacks(await evidence.stacks(self.pid)))

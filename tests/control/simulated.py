@@ -277,8 +277,10 @@ class Cluster:
         return place.node in self.nodes and place.path in self.nodes[place.node].files
 
     def _hold(self, worker, hold):
-        worker.void = max(worker.void, hold.generation)
         rank = worker.rank
+        if rank and hold.generation < rank.generation:
+            return  # it has been overtaken
+        worker.void = max(worker.void, hold.generation)
         if rank is None:
             worker.say(Held(None, hold.generation))
         elif hold.at_once or not rank.trains or rank.is_at_rest:

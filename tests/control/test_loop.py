@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.control import loop, membership, nodes, stopping
+from fairseq_ray_plugin.control import copies, loop, membership, nodes, stopping
 from fairseq_ray_plugin.control.state import UNHEARD_S, End, Gathering, Log, State, Training
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
@@ -448,8 +448,25 @@ def test_a_state_that_cannot_be_saved_gives_way_to_the_next():
     assert ("worker-1", True) == (save.worker, save.order.as_checkpoint)
     (save,) = cluster.see(cluster.says("worker-1", Unsaved("disk full")))
     assert "worker-2" == save.worker
-    (start,) = cluster.see(Gone("worker-2", "node lost"))
-    assert start.source is None
+    assert [] == cluster.see(Gone("worker-2", "node lost"))
+    (save,) = cluster.see(after=copies.RETRY_S)
+    assert "worker-1" == save.worker, "there may be room now"
+    (start,) = cluster.see(cluster.saved("worker-1", 11, "memory"))
+    assert 11 == start.source.update
+
+
+def test_a_state_for_which_there_is_no_room_for_long_gives_way_to_an_older_one():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    cluster.see(cluster.checkpoint("worker-0", 5, "checkpoint_last.pt"))
+    actions = cluster.see(cluster.raised("worker-0", 10, BAD))
+    begin = cluster.now
+    while not only(actions, protocol.Start):
+        full = [cluster.says("worker-0", Unsaved("full"))] if told(actions, Save) else []
+        actions = cluster.see(*full, after=1)
+    assert 5 == actions[0].source.update
+    assert copies.FULL_S < cluster.now - begin < copies.FULL_S + 20
+    assert 2 == cluster.kinds.count("unsaved"), "neither is there room in memory; said once"
 
 
 def test_a_signal_saves_a_checkpoint_and_ends_with_the_shells_code():
