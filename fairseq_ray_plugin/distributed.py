@@ -5,10 +5,12 @@ The only room that uses Ray; `launch` connects to it.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import logging
 import queue
+import signal
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -53,6 +55,13 @@ SURVEY_S = 1.0
 
 class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it."""
+
+    def __init__(self, job: Job) -> None:
+        # sent to all processes of a Slurm step, it is the driver's to deal with, which saves what
+        # is held here; Ray itself ends its workers otherwise. Not by the module signal: this is
+        # not the main thread
+        ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
+        super().__init__(job)
 
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())

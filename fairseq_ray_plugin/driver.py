@@ -43,13 +43,13 @@ def drive(
     signals = _Signals()
     driver = Driver(cluster, config, max_ranks, record)
     try:
-        while driver.exit_code is None:
+        while driver.end is None:
             driver.turn(signals.received)
     finally:
         cluster.close()
         signals.restore()
         driver.close()
-    return driver.exit_code
+    return driver.end.exit_code
 
 
 class Driver:
@@ -59,7 +59,7 @@ class Driver:
         self, cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
     ) -> None:
         self.cluster, self.config, self.max_ranks = cluster, config, max_ranks
-        self.exit_code: int | None = None
+        self.end: End | None = None
         self.state = State()
         self.lines: list[dict[str, Any]] = []
         self.folder = os.path.dirname(record.path)
@@ -108,10 +108,8 @@ class Driver:
                 self.lines.append(line)
                 self.journal.put(line)
                 logger.info("%s", _tell(event, self.cluster))
-            case End(code, message):
-                self.exit_code = code
-                failed = code < 128 and code != 0
-                (logger.error if failed else logger.info)("%s", message)
+            case End():
+                self.end = action
             case _:
                 self.cluster.perform(action)
 
@@ -134,7 +132,7 @@ class Driver:
                 logger.error("its report could not be written: %s", not_written)
         self.state = loop.rescue(self.state, observation.now, repr(error))
         if self.num_defects > MAX_DEFECTS:
-            self.exit_code = loop.DEFECT
+            self.end = End(loop.DEFECT, f"a defect of fairseq_ray_plugin: {error!r}")
 
     def _write_report(self, text: str) -> str:
         """The exception and the last observations are in a file; returns its path."""
@@ -155,15 +153,18 @@ class Driver:
         raise AssertionError
 
     def close(self) -> None:
-        """All is written that can be, and told what the run went through."""
+        """All is written that can be, and told what the run went through, and why it ended."""
         logger.info("%s", journal.summary(self.lines))
         stops = [line for line in self.lines if line["kind"] == "stopped"]
         raised = [line for line in stops if line["cause"].startswith("FAILED")]
-        if raised and self.exit_code == 0:
+        if raised and self.end is not None and self.end.exit_code == 0:
             logger.warning(
                 "%s of the restarts were for exceptions of the training code; the last: %s",
                 *(len(raised), raised[-1]["cause"]),
             )
+        if self.end is not None:
+            failed = 0 < self.end.exit_code < 128
+            (logger.error if failed else logger.info)("%s", self.end.message)
         self.journal.close()
         if self.recording is not None:
             self.recording.close()

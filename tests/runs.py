@@ -170,13 +170,24 @@ class Run:
 
 
 def ray_train(
-    folder: Path, text: Path, model: list, *options, address="local", faults=None, pause_s=0
+    folder: Path,
+    text: Path,
+    model: list,
+    *options,
+    address="local",
+    faults=None,
+    pause_s=0,
+    under=(),
 ) -> Run:
-    """`fairseq-ray-train` on a cluster; `options` come last."""
+    """`fairseq-ray-train` on a cluster; `options` come last.
+
+    Args:
+        under: the command and arguments that it is started by.
+    """
     return Run(
         folder,
         [
-            *(BIN / "fairseq-ray-train", text, *model),
+            *(*under, BIN / "fairseq-ray-train", text, *model),
             *("--save-dir", folder / "save", "--user-dir", RECORDER, "--ray-address", address),
             *options,
         ],

@@ -1,0 +1,192 @@
+"""However a run ends, what its ranks held is saved first, and bookkeeping ends none."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import data
+import pytest
+import torch
+from runs import TESTS, ray_train
+
+FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
+
+
+def saved_update(run):
+    """The update after which the last checkpoint is."""
+    state = torch.load(run.save_dir / "checkpoint_last.pt", weights_only=False)
+    return state["optimizer_history"][-1]["num_updates"]
+
+
+def test_where_no_disk_has_room_for_a_snapshot_training_goes_on_and_failures_cost_no_more(
+    tmp_path, english
+):
+    """Which is so on a node whose /dev/shm and temporary folder are full."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounts = f"mount -t tmpfs -o size=64k none /dev/shm && mount -t tmpfs -o size=64k none {small}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mounts], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "40", "--ray-snapshot-updates", "5", "--ray-max-workers", "1"),
+        faults=[{"rank": 0, "update": 22, "where": "forward", "what": "raise"}],
+        under=("unshare", "-m", "sh", "-c", f'{mounts} && TMPDIR={small} exec "$@"', "sh"),
+    ).finish()
+    assert 0 == run.redone()
+    assert {21} <= {event["update"] for event in run.events("checkpoint")}
+    (first, *_) = run.events("unsaved")
+    assert "no snapshot after update 5" in first["cause"]
+    assert 3 >= len(run.events("unsaved")), "it is said, and not again and again"
+
+
+def test_a_run_that_is_given_up_saves_what_is_held_and_the_same_command_goes_on(tmp_path, english):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "40", "--ray-max-workers", "1"),
+        faults=[{"rank": 0, "update": 21, "where": "begin", "what": "raise", "always": True}],
+    )
+    assert 1 == run.wait()
+    assert "ValueError: the model is broken at update 21" in run.output
+    assert run.output.endswith("checkpoint_last.pt is the state after update 20")
+    assert 20 == saved_update(run)
+    mended = ray_train(tmp_path, english, FIXED, "--max-update", "40", "--ray-max-workers", "1")
+    mended.finish()
+    assert 21 == min(mended.curve("loss"))
+
+
+def test_a_save_dir_that_hangs_keeps_no_run_from_ending(tmp_path, english):
+    run = ray_train(
+        tmp_path, english, FIXED, *("--max-epoch", "9", "--ray-max-workers", "1"), pause_s=0.1
+    )
+    run.until_update(5)
+    journal = run.save_dir / "elastic.jsonl"
+    journal.unlink()
+    os.mkfifo(journal)  # to open it waits for a reader, who never comes
+    begin = time.monotonic()
+    os.kill(run.process.pid, signal.SIGTERM)
+    run.until(lambda: "stopped: INTERRUPTED" in run.output)
+    assert time.monotonic() - begin < 2
+    assert 128 + signal.SIGTERM == run.wait()
+    assert "could not be written in time" in run.output
+    assert saved_update(run) == max(step["update"] for step in run.steps())
+
+
+def test_a_journal_that_cannot_be_written_ends_no_run(tmp_path, english):
+    run = ray_train(
+        tmp_path, english, FIXED, *("--max-update", "20", "--ray-max-workers", "1"), pause_s=0.1
+    )
+    run.until_update(5)
+    (run.save_dir / "elastic.jsonl").unlink()
+    (run.save_dir / "elastic.jsonl").mkdir()
+    run.finish()
+    assert 1 == run.output.count("lines are missing")
+
+
+def test_a_defect_of_the_loop_itself_costs_no_update_and_can_be_replayed(tmp_path, english):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-epoch", "9", "--ray-max-workers", "1", "--user-dir", TESTS / "defective"),
+    )
+    assert 70 == run.wait()
+    assert 1 == run.output.count("\nZeroDivisionError"), "its traceback, once"
+    assert saved_update(run) >= 10
+    replay = subprocess.run(
+        [
+            *(sys.executable, "-m", "fairseq_ray_plugin", "replay"),
+            run.save_dir / "elastic_defect.pickle",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert 0 == replay.returncode, replay.stderr
+    assert "Advanced(update=" in replay.stdout
+
+
+def test_a_recorded_run_is_decided_alike_once_more(tmp_path, english, monkeypatch):
+    monkeypatch.setenv("FAIRSEQ_RAY_RECORD", str(tmp_path / "recording"))
+    ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "20", "--ray-max-workers", "1"),
+        faults=[{"rank": 0, "update": 11, "where": "begin", "what": "SIGKILL"}],
+    ).finish()
+    replay = subprocess.run(
+        [sys.executable, "-m", "fairseq_ray_plugin", "replay", tmp_path / "recording"],
+        capture_output=True,
+        text=True,
+    )
+    assert 0 == replay.returncode, replay.stderr
+    assert replay.stdout.endswith(" 0 times it was decided otherwise\n")
+    assert "> stopped: LOST: training process of rank 0" in replay.stdout
+    assert "> finished" in replay.stdout
+
+
+def test_sigterm_to_every_process_of_a_run_lets_the_driver_save_first(tmp_path, english, two_nodes):
+    """As Slurm sends it to a step that is to end; Ray's own daemons are another step's here."""
+    run = ray_train(
+        tmp_path, english, FIXED, "--max-epoch", "9", address=two_nodes.address, pause_s=0.1
+    )
+    run.until_update(5)
+    workers = [
+        process
+        for node in two_nodes.nodes
+        for process in two_nodes.processes(node)
+        if "RayDistributedActor" in " ".join(process.cmdline())
+    ]
+    assert 2 == len(workers)
+    for process in [p for w in workers for p in (w, *w.children(recursive=True))]:
+        process.terminate()
+    run.process.terminate()
+    assert 128 + signal.SIGTERM == run.wait()
+    assert saved_update(run) == max(step["update"] for step in run.steps())
+
+
+def test_when_rays_head_dies_the_state_is_saved_and_the_last_word_is_that_it_died(
+    tmp_path, english
+):
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        run = ray_train(
+            tmp_path, english, FIXED, "--max-epoch", "9", address=cluster.address, pause_s=0.1
+        )
+        run.until_update(5)
+        (server,) = cluster.head_node.all_processes["gcs_server"]
+        server.process.kill()
+        assert 1 == run.wait()
+    finally:
+        cluster.shutdown()
+    (*_, last) = [line for line in run.lines if "fairseq_ray_plugin" in line]
+    assert "Ray's head has not answered for 20 s" in last
+    assert "checkpoint_last.pt is the state after update" in last
+    assert saved_update(run) == max(step["update"] for step in run.steps())
+
+
+def test_a_driver_that_stood_still_accuses_nobody(tmp_path, english, two_nodes):
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-update", "60", "--ray-hang-timeout", "5"),
+        address=two_nodes.address,
+        pause_s=0.2,
+    )
+    run.until_update(5)
+    run.process.send_signal(signal.SIGSTOP)
+    last = run.steps()[-1]["update"]
+    run.until_update(last + 40)  # 8 s, in which nobody is heard of
+    run.process.send_signal(signal.SIGCONT)
+    run.finish()
+    assert [] == run.events("stopped")
