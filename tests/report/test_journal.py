@@ -1,6 +1,7 @@
 """The journal is one JSON object a line, whatever happened to the driver before."""
 
 import json
+from pathlib import Path
 
 from fairseq_ray_plugin.report.journal import Event, EventKind, Journal, line, read, summary
 
@@ -34,3 +35,9 @@ def test_the_summary_counts_from_a_stop_to_the_next_first_update():
     assert "7 updates; workers 2 -> 1; 1 restarts took 2.5 s in all" == summary(
         json.loads(json.dumps(lines))
     )
+
+
+def test_the_docs_list_of_events_is_made_from_the_kinds_there_are():
+    docs = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text()
+    table = "".join(f"| `{kind.value}` | {kind.meaning} |\n" for kind in EventKind)
+    assert f"<!-- kinds -->\n| kind | |\n|---|---|\n{table}<!-- end" in docs
