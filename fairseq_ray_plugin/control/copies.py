@@ -40,8 +40,8 @@ def awaited(s: Step, since: float, best: Copy | None) -> bool:
         since: when waiting for the next generation began.
     """
     update = best.update if best is not None else 0
-    coming = {w.node for w in s.workers.values() if w.standing is Standing.STARTING}
-    silent = {w.node for w in s.workers.values() if w.standing is Standing.SILENT}
+    coming = {s.workers[name].node for name in s.with_standing(Standing.STARTING)}
+    silent = {s.workers[name].node for name in s.with_standing(Standing.SILENT)}
     for copy in _in_memory(s, reachable=False):
         assert isinstance(copy.place, InMemory)
         node = copy.place.node

@@ -103,6 +103,8 @@ class Strikes:
             return self
         advanced = self.failures and update > self.failures[0][0]
         recent = tuple(r for r in self.raised if update <= r[0] + RETURNS_WITHIN)
+        if not advanced and len(recent) == len(self.raised):
+            return self
         return Strikes(() if advanced else self.failures, recent)
 
     def add(self, update: int, failure: Failure) -> Strikes:

@@ -89,6 +89,7 @@ def step(
     _check_for_end(s, observation)
     if s.state.ending is None and not isinstance(s.state.phase, Over):
         membership.place(s, observation.room)
+    membership.ask_the_silent(s)
     # a phase that ends may let the next one end too: a stop with every answer in is one step
     while True:
         before = s.state.phase
@@ -194,7 +195,8 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
     state = s.state
     if isinstance(says, Advanced | Checkpointed | Held | Raised | Finished) and says.update:
         strikes = state.strikes.after(says.update)
-        s.set(update=max(state.update, says.update), strikes=strikes)
+        if says.update > state.update or strikes is not state.strikes:
+            s.set(update=max(state.update, says.update), strikes=strikes)
     match says:
         case Running(pid):
             s.set_worker(name, pid=pid)
@@ -225,7 +227,7 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
     worker = s.workers[name]
     node, phase = worker.node, s.state.phase
     match says:
-        case Held(update, asked) if asked == worker.asked:
+        case Held(update, asked) if asked == s.state.generation:
             s.set_worker(
                 name, standing=Standing.READY, since=s.now, held=update, generation=generation
             )

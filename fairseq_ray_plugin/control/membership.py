@@ -38,17 +38,10 @@ NUM_KEEPERS = 2
 
 def place(s: Step, room: Mapping[str, int]) -> None:
     """Put a worker wherever there is room; take away those that are of no use any more."""
-    is_over = isinstance(s.state.phase, Gathering)
-    _remove_useless(s, is_over)
-    there = [
-        name
-        for name, worker in s.workers.items()
-        if worker.standing is not Standing.SILENT
-        and worker.node not in s.state.leaving
-        and not s.is_unheard(worker.node, UNHEARD_S)
-    ]
-    num_workers = len(there)
+    _remove_useless(s)
     limit = s.max_ranks
+    there = _lasting(s) if limit is not None else []
+    num_workers = len(there)
     if limit is not None and num_workers > limit and isinstance(s.state.phase, Training):
         # one that was silent is back after another had been placed for it
         spare = [name for name in there if not s.is_in_generation(name)]
@@ -75,29 +68,49 @@ def place(s: Step, room: Mapping[str, int]) -> None:
             num_workers += 1
 
 
-def _remove_useless(s: Step, is_over: bool) -> None:
-    asked = []
+def _lasting(s: Step) -> list[str]:
+    """Workers that are, or will be, of use."""
+    nodes = {w.node for w in s.workers.values()}
+    going = {n for n in nodes if n in s.state.leaving or s.is_unheard(n, UNHEARD_S)}
+    silent = s.workers.names[Standing.SILENT]
+    return [n for n, w in s.workers.items() if w.node not in going and n not in silent]
+
+
+def _remove_useless(s: Step) -> None:
+    for standing, what in (
+        (Standing.STARTING, "did not start"),
+        (Standing.SILENT, "does not answer"),
+    ):
+        for name in s.with_standing(standing):
+            node = s.workers[name].node
+            if s.now - s.workers[name].since > PLACEMENT_LIMIT_S:
+                if standing is Standing.STARTING:
+                    s.nodes[node] = s.node(node).not_placed(s.now)
+                s.log(EventKind.REMOVED, f"worker on {node} {what}")
+                s.remove(name)
+    if not s.state.leaving:
+        return
+    is_over = isinstance(s.state.phase, Gathering)
+    best = copies.freshest(copies.at_hand(s))
     for name, worker in list(s.workers.items()):
-        waited = s.now - worker.since
-        if worker.standing is Standing.STARTING and waited > PLACEMENT_LIMIT_S:
-            s.nodes[worker.node] = s.node(worker.node).not_placed(s.now)
-            s.log(EventKind.REMOVED, f"worker on {worker.node} did not start")
-            s.remove(name)
-        elif worker.standing is Standing.SILENT and waited > PLACEMENT_LIMIT_S:
-            s.log(EventKind.REMOVED, f"worker on {worker.node} does not answer")
-            s.remove(name)
-        elif worker.standing is Standing.SILENT and not s.is_unheard(worker.node, UNHEARD_S):
-            asked.append(name)
-        elif worker.node in s.state.leaving and (is_over or not s.is_in_generation(name)):
+        if worker.node in s.state.leaving and (is_over or not s.is_in_generation(name)):
             # what is there and nowhere else is saved before it goes
             here = (HeldBy(name), getattr(s.state.snapshots.get(worker.node), "place", None))
-            best = copies.freshest(copies.at_hand(s))
             if best is None or best.place not in here:
                 s.remove(name)
-    if asked and s.now - s.state.asked_silent > stopping.ASK_AGAIN_S:
+
+
+def ask_the_silent(s: Step) -> None:
+    """Workers whose nodes are heard of again may be back, or their answer was lost."""
+    if s.now - s.state.asked_silent <= stopping.ASK_AGAIN_S:
+        return
+    asked = [
+        name
+        for name in s.with_standing(Standing.SILENT)
+        if not s.is_unheard(s.workers[name].node, UNHEARD_S)
+    ]
+    if asked:
         s.set(asked_silent=s.now)
-        for name in asked:
-            s.set_worker(name, asked=s.state.generation)
         s.tell(asked, Hold(s.state.generation, at_once=True))
 
 
@@ -155,7 +168,6 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
             rank=rank,
             held=None,
             unwritten=None,
-            asked=0,
             pid=0,
         )
     s.failures.clear()

@@ -70,10 +70,7 @@ def begin_stop(s: Step, cause: Cause, at_once: bool) -> None:
 
 def _hold_the_rest(s: Step, at_once: bool, with_stacks: bool = False) -> None:
     generation = s.state.generation
-    ranks = s.of_generation(Standing.TRAINING)
-    for name in ranks:
-        s.set_worker(name, asked=generation)
-    s.tell(ranks, Hold(generation, at_once, with_stacks))
+    s.tell(s.of_generation(Standing.TRAINING), Hold(generation, at_once, with_stacks))
 
 
 def stop(s: Step, phase: Stopping) -> None:
