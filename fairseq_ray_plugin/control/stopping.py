@@ -76,8 +76,10 @@ def _hold_the_rest(s: Step, at_once: bool, with_stacks: bool = False) -> None:
 def stop(s: Step, phase: Stopping) -> None:
     """Go on once every rank has answered, is dead, or has been silent for too long."""
     state = s.state
-    open_ranks = s.of_generation(Standing.TRAINING)
     waited = s.now - phase.since
+    if phase.at_once and waited == 0 and s.workers.names[Standing.TRAINING]:
+        return  # they have only just been asked
+    open_ranks = s.of_generation(Standing.TRAINING)
     if open_ranks and not phase.at_once:
         # one rank at rest means that the others wait for it in a collective
         answered = len(open_ranks) < sum(name in s.workers for name in state.ranks)
