@@ -1,4 +1,4 @@
-"""How many nodes one driver can hear: real Ray calls, at the rate at which so many nodes would speak.
+"""How many nodes one driver can hear: real Ray calls, as many as so many nodes would make.
 
     python benchmarks/driver_load.py [NODES ...]
 
