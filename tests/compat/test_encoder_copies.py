@@ -129,7 +129,9 @@ def compile_to_torchscript():
 
 def child(what, *arguments, stock=False):
     command = [sys.executable, __file__, what, "stock" if stock else "ours", *map(str, arguments)]
-    process = subprocess.run(command, env=data.environment(), capture_output=True, text=True)
+    environment = data.environment()
+    environment["PYTHONPATH"] += f"{os.pathsep}{Path(data.__file__).parent}"
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
 
