@@ -33,7 +33,9 @@ LAST_MOMENTS = 200
 """Observations that are kept for the report on a defect."""
 
 MAX_DEFECTS = 20
-"""Exceptions of the decisions after which even saving what is held is given up."""
+"""Exceptions of the decisions after which even saving what is held is given up, and looks at the
+cluster in a row that may fail.
+"""
 
 
 def drive(
@@ -67,7 +69,7 @@ class Driver:
         self.moments: collections.deque[tuple[State, protocol.Observation]] = collections.deque(
             maxlen=LAST_MOMENTS
         )
-        self.num_defects = 0
+        self.num_defects = self.num_blind = 0
         self.complaints: set[str] = set()
         self.unreached: list[protocol.Unreached] = []
         self.recording = _recording(Beginning(config, max_ranks))
@@ -78,7 +80,15 @@ class Driver:
         Args:
             received: the signal that asks for the end, if there was one.
         """
-        observation = self.cluster.observe(received, self.unreached)
+        try:
+            observation = self.cluster.observe(received, self.unreached)
+        except Exception as error:
+            self._complain("the cluster could not be observed", error)
+            self.num_blind += 1
+            if self.num_blind > MAX_DEFECTS:
+                self.end = End(loop.DEFECT, f"the cluster cannot be observed: {error!r}")
+            return
+        self.num_blind = 0
         self.unreached = []
         before = self.state
         self.moments.append((before, observation))

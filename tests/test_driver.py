@@ -1,0 +1,77 @@
+"""The driver's loop against a cluster that fails: nothing that is only bookkeeping ends a run."""
+
+import pytest
+
+from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.control import loop
+from fairseq_ray_plugin.control.state import End
+from fairseq_ray_plugin.driver import MAX_DEFECTS, Driver
+from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.protocol import FromRank, Heard, Held, Hold, Ready, Save, Saved, Tell
+from fairseq_ray_plugin.report.journal import Journal
+
+
+class Cluster:
+    """One worker, which answers at once; what a test names goes wrong."""
+
+    def __init__(self, wrong=()):
+        self.wrong = set(wrong)
+        self.now, self.events, self.room = 0.0, [], {"node": 1}
+        self.unreached = []
+
+    def observe(self, signal=None, unreached=()):
+        if "observe" in self.wrong:
+            raise RuntimeError("observe")
+        self.now += 1
+        self.unreached += unreached
+        events, self.events = [*unreached, *self.events], []
+        room, self.room = self.room, {}
+        return protocol.Observation(now=self.now, room=room, events=tuple(events), signal=signal)
+
+    def describe(self):
+        if "describe" in self.wrong:
+            raise RuntimeError("describe")
+        return "a cluster"
+
+    def perform(self, action):
+        if type(action).__name__ in self.wrong:
+            self.wrong.discard(type(action).__name__)  # once
+            raise RuntimeError("perform")
+        match action:
+            case protocol.Place(worker):
+                self.events.append(Heard(worker, Ready()))
+            case Tell(worker, Hold(generation)):
+                self.events.append(Heard(worker, FromRank(1, Held(7, generation))))
+            case Tell(worker, Save()):
+                self.events.append(Heard(worker, FromRank(1, Saved(7, "checkpoint_last.pt"))))
+
+
+def drive(tmp_path, cluster, turns=300, signal_at=15):
+    driver = Driver(cluster, ElasticConfig(), None, Journal(str(tmp_path)))
+    for turn in range(turns):
+        if driver.end is None:
+            driver.turn(15 if turn >= signal_at else None)
+    driver.close()
+    return driver
+
+
+@pytest.mark.parametrize("wrong", ["describe", "Tell", "Start"])
+def test_an_action_that_cannot_be_done_is_said_once_and_the_loop_goes_on(tmp_path, caplog, wrong):
+    driver = drive(tmp_path, cluster := Cluster([wrong]))
+    assert 143 == driver.end.exit_code
+    assert "checkpoint_last.pt is the state after update 7" in driver.end.message
+    assert 1 == caplog.text.count("could not be done; training goes on")
+    assert (wrong != "describe") == bool(cluster.unreached), "the loop knows what did not arrive"
+
+
+def test_a_cluster_that_cannot_be_observed_ends_the_run_in_the_end(tmp_path, caplog):
+    driver = drive(tmp_path, Cluster(["observe"]), turns=MAX_DEFECTS + 1)
+    assert loop.DEFECT == driver.end.exit_code
+    assert 1 == caplog.text.count("the cluster could not be observed")
+
+
+def test_a_loop_that_is_wrong_again_and_again_ends_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.stopping, "end_when_saved", lambda *_: 1 // 0)
+    driver = drive(tmp_path, Cluster(), signal_at=5)
+    assert End(loop.DEFECT, driver.end.message) == driver.end
+    assert "ZeroDivisionError" in driver.end.message
