@@ -7,7 +7,17 @@ from fairseq_ray_plugin.control import loop
 from fairseq_ray_plugin.control.state import End
 from fairseq_ray_plugin.driver import MAX_DEFECTS, Driver
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import FromRank, Heard, Held, Hold, Ready, Save, Saved, Tell
+from fairseq_ray_plugin.protocol import (
+    FromRank,
+    Heard,
+    Held,
+    Hold,
+    Publish,
+    Ready,
+    Save,
+    Saved,
+    Tell,
+)
 from fairseq_ray_plugin.report.journal import Journal
 
 
@@ -42,7 +52,7 @@ class Cluster:
                 self.events.append(Heard(worker, Ready()))
             case Tell(worker, Hold(generation)):
                 self.events.append(Heard(worker, FromRank(1, Held(7, generation))))
-            case Tell(worker, Save()):
+            case Tell(worker, Save() | Publish()):
                 self.events.append(Heard(worker, FromRank(1, Saved(7, "checkpoint_last.pt"))))
 
 
