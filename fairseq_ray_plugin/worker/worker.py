@@ -98,6 +98,9 @@ class Outbox:
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
 
+    server_program: tuple[str, ...] = ("-m", "fairseq_ray_plugin.worker.forkserver")
+    """What Python runs as the preloaded server."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.messages = Outbox()
@@ -133,7 +136,7 @@ class Worker:
         environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fairseq_ray_plugin.worker.forkserver", str(end.fileno())],
+            [sys.executable, *self.server_program, str(end.fileno())],
             pass_fds=[end.fileno()],
             env=environment,
         )
