@@ -114,6 +114,7 @@ def test_rank_0_gets_the_socket_where_all_ranks_meet(server, ranks):
         (("fail",), "exited with code 1"),
         (("kill", signal.SIGSEGV), "was killed by SIGSEGV"),
         (("kill", signal.SIGKILL), "was killed by SIGKILL"),
+        (("kill", signal.SIGRTMIN + 3), f"was killed by signal {signal.SIGRTMIN + 3}"),
     ],
 )
 def test_the_end_of_a_rank_is_said_with_its_reason_and_another_can_follow(end, how, server, ranks):
@@ -197,6 +198,7 @@ def test_what_cannot_be_imported_is_said(importing):
         (signal.SIGKILL, True, "was killed by SIGKILL by the kernel, for lack of memory"),
         (signal.SIGABRT, True, "was killed by SIGABRT"),
         (signal.SIGSEGV | 0x80, False, "was killed by SIGSEGV"),  # with a core dump
+        (signal.SIGRTMIN + 1, False, f"was killed by signal {signal.SIGRTMIN + 1}"),
     ],
 )
 def test_what_became_of_a_process_is_said_for_people(status, out_of_memory, expected):
