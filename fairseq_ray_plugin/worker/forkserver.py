@@ -37,6 +37,7 @@ def main(make_ready: Callable[[Preload], Train]) -> None:
         make_ready: imports everything; what it raises is the worker's `Unfit`.
     """
     connection = Connection(int(sys.argv[1]))
+    _die_with_parent()  # who imports does not listen
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
@@ -156,12 +157,15 @@ def _become_rank(
 
 
 def _die_with_parent() -> None:
-    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do."""
+    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do.
+
+    The parent is the thread that started this process, which lives as long as the worker.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig, pr_set_ptracer, any_process = 1, 0x59616D61, -1
         prctl = ctypes.CDLL(None).prctl
         prctl(pr_set_pdeathsig, signal.SIGKILL)
-        # py-spy, a child of the worker, may read the stacks also where only parents may
+        # py-spy, a child of the worker, may read the stacks also where only ancestors may
         prctl(pr_set_ptracer, ctypes.c_long(any_process))
 
 

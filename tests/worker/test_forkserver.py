@@ -189,6 +189,24 @@ def test_what_cannot_be_imported_is_said(importing):
     server.process.wait(puppets.WAIT_S)
 
 
+def test_a_server_that_imports_ends_when_its_worker_is_killed(ranks):
+    code = """
+import subprocess, sys
+from multiprocessing.connection import Pipe
+from fairseq_ray_plugin.assignment import Preload
+ours, end = Pipe()
+command = [sys.executable, sys.argv[1], str(end.fileno())]
+subprocess.Popen(command, pass_fds=[end.fileno()])
+ours.send(Preload(cfg=bytes.fromhex(sys.argv[2]), working_dir="", python_path=(), user_dir=None))
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, puppets.PROGRAM, ranks.imports.hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+        imports = ranks.next()
+        worker.kill()
+        imports.wait()
+
+
 @pytest.mark.parametrize(
     ("status", "out_of_memory", "expected"),
     [
