@@ -83,8 +83,9 @@ class Outbox:
 
     def forget(self, num_heard: int) -> None:
         """So many have arrived, since the first."""
-        del self._messages[: num_heard - self._num_forgotten]
-        self._num_forgotten = num_heard
+        num_new = max(0, num_heard - self._num_forgotten)  # a question may come late
+        del self._messages[:num_new]
+        self._num_forgotten += num_new
         if not self._messages:
             self._has_some.clear()
 

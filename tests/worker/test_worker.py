@@ -217,6 +217,20 @@ def test_messages_are_said_again_until_they_are_known_to_have_arrived():
     asyncio.run(conversation())
 
 
+def test_a_question_that_was_under_way_for_long_loses_no_message():
+    async def conversation():
+        outbox = Outbox()
+        for message in ("one", "two", "three", "four"):
+            outbox.put(message)
+        outbox.forget(1)
+        outbox.forget(0)  # it was asked before
+        assert ["two", "three", "four"] == await outbox.get(10)
+        outbox.forget(2)
+        assert ["three", "four"] == await outbox.get(10)
+
+    asyncio.run(conversation())
+
+
 def test_who_waits_for_a_message_has_it_at_once():
     async def conversation():
         outbox = Outbox()
