@@ -255,8 +255,13 @@ class Worker:
 
     async def _hold(self, order: Hold) -> None:
         self.void = max(self.void, order.generation)
+        stacks = None
         if order.with_stacks and order.generation == self.generation and self.pid:
-            self._say(Stacks(await evidence.stacks(self.pid)))
+            stacks = await evidence.stacks(self.pid)
+        if order.generation < self.generation:
+            return  # it was overtaken, or another rank has begun meanwhile
+        if stacks is not None:
+            self._say(Stacks(stacks))
         if self.link is None:
             self._say(Held(None, order.generation))
             return

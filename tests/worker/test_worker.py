@@ -34,6 +34,7 @@ from fairseq_ray_plugin.protocol import (
     Unfit,
     Unsaved,
 )
+from fairseq_ray_plugin.worker import evidence
 from fairseq_ray_plugin.worker import worker as worker_room
 from fairseq_ray_plugin.worker.worker import Outbox, Worker
 
@@ -306,6 +307,13 @@ def test_where_the_newer_rank_never_began_the_older_one_answers(driver, ranks):
     hold(driver, older, 3)
 
 
+def test_an_order_that_was_overtaken_by_the_next_generation_does_not_hold_that(driver, ranks):
+    start(driver, ranks)
+    newer = start(driver, ranks, 2)
+    driver.tell(Hold(1, at_once=True), Hold(2, at_once=False))
+    assert Hold(2, at_once=False) == newer.hear()
+
+
 def test_a_planned_stop_leaves_a_rank_its_time(driver, ranks):
     rank = start(driver, ranks)
     driver.tell(Hold(1, at_once=False))
@@ -356,6 +364,24 @@ def test_what_all_threads_do_is_said_before_a_rank_is_held(driver, ranks):
     assert 1 == message.generation and isinstance(message.says, Stacks)
     assert "obey" in message.says.text
     assert order == rank.hear()
+
+
+def test_a_rank_that_began_while_stacks_were_taken_is_not_held(driver, ranks, monkeypatch):
+    start(driver, ranks)
+    taken = asyncio.Event()
+
+    async def stacks(pid):
+        await taken.wait()
+        return "stacks"
+
+    monkeypatch.setattr(evidence, "stacks", stacks)
+    told = driver.begin(driver.worker.tell(Hold(1, at_once=True, with_stacks=True)))
+    newer = start(driver, ranks, 2)
+    driver.loop.call_soon_threadsafe(taken.set)
+    told.result(puppets.WAIT_S)
+    assert driver.hears_nothing()
+    driver.tell(Hold(2, at_once=False))
+    assert Hold(2, at_once=False) == newer.hear()
 
 
 # saving
