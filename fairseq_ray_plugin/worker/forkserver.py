@@ -130,7 +130,7 @@ def _serve(connection: Connection, train: Train) -> None:
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
-                    connection.send(Forked(child))
+                    connection.send(Forked(assignment.generation, child))
 
 
 def _become_rank(

@@ -349,7 +349,7 @@ class Worker:
                 self.messages.put(message)
             case Unfit():
                 self.messages.put(message)
-            case Forked(pid):
+            case Forked(generation, pid) if generation == self.generation:
                 self.pid = pid
                 self._say(Running(pid))
             case Exited(pid, how) if pid == self.pid:

@@ -84,7 +84,7 @@ def server(ranks):
 def start(server, ranks):
     link = server.fork()
     rank = ranks.next()
-    assert Forked(rank.pid) == server.hear()
+    assert Forked(1, rank.pid) == server.hear()
     return rank, link
 
 

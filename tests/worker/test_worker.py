@@ -277,6 +277,21 @@ def test_the_rank_of_the_next_generation_takes_the_place_of_the_last_one(driver,
     hold(driver, second, 2)
 
 
+def test_a_rank_that_is_replaced_as_it_begins_is_not_taken_for_its_successor(driver, ranks):
+    async def start_two():
+        await driver.worker.start(role(1), MASTER)
+        first = ranks.next()
+        first.exit(3)
+        first.wait()
+        await driver.worker.start(role(2), MASTER)  # nothing has been heard of the first one
+
+    driver.ask(start_two())
+    second = ranks.next()
+    assert FromRank(2, Running(second.pid)) == driver.hear()
+    assert driver.hears_nothing()
+    hold(driver, second, 2)
+
+
 def test_a_rank_whose_snapshot_is_gone_does_not_begin_and_the_older_one_stays(driver, ranks):
     older = start(driver, ranks)
     gone = driver.memory[0] / "snapshot_1.pt"
