@@ -65,6 +65,9 @@ HEARTBEAT_S = 0.5
 ANSWER_S = 2.0
 """A training process that has not answered for so long, when told to hold at once, is ended."""
 
+END_S = 1.0
+"""A server that takes longer to end is ended; nobody waits long for a worker that stops."""
+
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
 
@@ -305,7 +308,11 @@ class Worker:
             self.server.close()
             if not self.ready:  # it imports, and does not listen
                 self.process.kill()
-            await asyncio.to_thread(self.process.wait)
+            try:
+                await asyncio.to_thread(self.process.wait, END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                await asyncio.to_thread(self.process.wait)
         shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
         self.memory.release()
 

@@ -521,3 +521,13 @@ def test_a_worker_that_stops_while_it_imports_leaves_nothing_behind(importing, r
     process = psutil.Process(ranks.next().pid)
     importing.close()
     assert [] == left(importing, process)
+
+
+def test_a_worker_that_stops_does_not_wait_for_a_server_that_hangs(driver, ranks, monkeypatch):
+    monkeypatch.setattr(worker_room, "END_S", 0.1)
+    rank = start(driver, ranks)
+    driver.worker.process.send_signal(signal.SIGSTOP)
+    processes = [psutil.Process(driver.worker.process.pid)]
+    driver.close()
+    rank.wait()
+    assert [] == left(driver, *processes)
