@@ -172,6 +172,14 @@ def test_who_freezes_within_an_update_waits_and_gets_the_state_after_it(
     assert not torch.equal(before["linear.weight"], state["model"]["linear.weight"])
 
 
+def test_all_who_freeze_at_the_same_time_have_the_state_as_soon_as_there_is_one(
+    keeper, others, optimizer_step
+):
+    frozen = [others.submit(keeper.freeze, 3 * WAIT_S) for _ in range(3)]
+    optimizer_step.go_on()
+    assert [1, 1, 1] == [one.result(WAIT_S) for one in frozen]
+
+
 def test_an_optimizer_step_that_takes_too_long_leaves_no_state_and_training_goes_on(
     trainer, keeper, optimizer_step, tmp_path
 ):
