@@ -110,9 +110,9 @@ def test_a_recording_that_was_cut_off_serves_as_far_as_it_goes(run):
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\0", b"INFO 2026", b'{"kind": "started"}\n'),
+        *(b"", b"\0", b"compat is applied\nby this\n", b"INFO 2026", b'{"kind": "started"}\n'),
         *(b"PK\x03\x04", bytes(range(256)), pickle.dumps([1, 2]), b"\x80\x04\x95\xff\xff\xff"),
-        b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+        *(b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x8c\x01\xff."),
     ],
 )
 def test_a_file_that_is_no_recording_is_refused(content):
@@ -152,7 +152,7 @@ def test_the_tool_says_where_it_was_decided_otherwise(run, tmp_path):
 
 def test_the_tool_refuses_what_is_no_recording(tmp_path):
     path = tmp_path / "train.log"
-    path.write_text("2026-11-24 | INFO\n")
+    path.write_text("compat is applied\nby this\n")
     shown = tool(path)
     assert (2, "") == (shown.returncode, shown.stdout)
     assert f"fairseq_ray_plugin: {path}: not a recording of fairseq_ray_plugin\n" == shown.stderr
