@@ -41,9 +41,11 @@ def main(make_ready: Callable[[Preload], Train]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
-        train = make_ready(connection.recv())
+        preload = connection.recv()
     except EOFError:
-        return
+        return  # the worker is gone
+    try:
+        train = make_ready(preload)
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return

@@ -44,6 +44,10 @@ class Puppet:
         """Its code raises."""
         self._strings.send(("fail", None))
 
+    def cut(self):
+        """Its code raises EOFError, as after half a file."""
+        self._strings.close()
+
     def kill(self, number=signal.SIGKILL):
         os.kill(self.pid, number)
 

@@ -180,12 +180,15 @@ def test_a_signal_to_the_whole_group_ends_no_server_that_still_imports(importing
     assert imports.is_alive()
 
 
-def test_what_cannot_be_imported_is_said(importing):
+@pytest.mark.parametrize(
+    ("fail", "reason"), [("fail", "RuntimeError: as it was told"), ("cut", "EOFError")]
+)
+def test_what_cannot_be_imported_is_said(fail, reason, importing):
     server, imports = importing
-    imports.fail()
+    getattr(imports, fail)()
     unfit = server.hear()
     assert isinstance(unfit, Unfit)
-    assert "RuntimeError: as it was told" in unfit.reason
+    assert reason in unfit.reason
     server.process.wait(puppets.WAIT_S)
 
 
