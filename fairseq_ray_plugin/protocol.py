@@ -294,7 +294,7 @@ class Publish:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Snapshots of this run on the worker's node that are not named here take room for nothing."""
+    """Snapshots on the worker's node that are older than those named here take room for nothing."""
 
     paths: frozenset[str]
 

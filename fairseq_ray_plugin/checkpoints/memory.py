@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Container
+from collections.abc import Collection
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +55,18 @@ class MemoryFolder:
         """The one on disk."""
         return self.folders[-1]
 
-    def keep_only(self, paths: Container[str]) -> None:
-        """Other snapshots are of no use any more, nor what a killed writer left of one."""
+    def keep_only(self, paths: Collection[str]) -> None:
+        """Older snapshots are of no use any more, nor what a killed writer left of one.
+
+        Newer ones stay: who asks has not heard of them yet.
+        """
+        there = [os.path.getmtime(path) for path in paths if os.path.exists(path)]
+        newest = max(there, default=math.inf)
         for folder in self.folders:
             with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
                 for entry in os.scandir(folder):
-                    if entry.name.endswith((".pt", ".tmp")) and entry.path not in paths:
+                    is_snapshot = entry.name.endswith((".pt", ".tmp"))
+                    if is_snapshot and entry.path not in paths and entry.stat().st_mtime <= newest:
                         os.remove(entry)
 
     def release(self) -> None:

@@ -36,6 +36,22 @@ def test_only_the_newest_snapshot_takes_room():
     assert [["held"], ["held", "update_9.pt"]] == [sorted(os.listdir(f)) for f in (first, disk)]
 
 
+def test_who_asks_late_takes_away_nothing_that_came_since():
+    memory_folder = MemoryFolder("run")
+    first, _ = memory_folder.folders
+    for number in (6, 7, 8):
+        Path(f"{first}/update_{number}.pt").write_text("state")
+        os.utime(f"{first}/update_{number}.pt", (number, number))
+    Path(f"{first}/update_9.pt.123.tmp").write_text("half a state")
+    memory_folder.keep_only({f"{first}/update_7.pt"})  # it has just been heard of
+    expected = ["held", "update_7.pt", "update_8.pt", "update_9.pt.123.tmp"]
+    assert expected == sorted(os.listdir(first))
+    memory_folder.keep_only({f"{first}/update_8.pt"})
+    assert ["held", "update_8.pt", "update_9.pt.123.tmp"] == sorted(os.listdir(first))
+    memory_folder.keep_only(set())
+    assert ["held"] == os.listdir(first)
+
+
 def leave_behind(tmp_path, run_id):
     """A worker is killed that holds a snapshot."""
     code = (
