@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import selectors
 import shutil
 import signal
 import threading
@@ -64,6 +65,13 @@ class LocalWorker(Worker):
         return "node"
 
 
+class LastFirst(selectors.DefaultSelector):
+    """Of what can be read, what came last is read first."""
+
+    def select(self, timeout=None):
+        return super().select(timeout)[::-1]
+
+
 class Loop(asyncio.SelectorEventLoop):
     """An event loop whose clock can be put forward."""
 
@@ -77,7 +85,7 @@ class Driver:
     """Asks a worker, whose event loop has a thread of its own, as the driver does."""
 
     def __init__(self, cfg, save_dir):
-        self.loop = Loop()
+        self.loop = Loop(LastFirst())
         self.errors = []
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -252,9 +260,14 @@ def test_what_a_rank_says_is_not_opened(driver, ranks):
 
 def test_the_last_words_of_a_rank_come_before_its_end(driver, ranks):
     rank = start(driver, ranks)
-    words = [Advanced(update, 0.0) for update in range(300)]
-    rank.say(*words)
-    rank.exit(3)
+    words = [Advanced(update, 0.0) for update in range(20)]
+
+    async def do_not_listen():
+        rank.say(*words)
+        rank.exit(3)
+        assert driver.worker.server.poll(puppets.WAIT_S)
+
+    driver.ask(do_not_listen())
     assert [FromRank(1, word) for word in words] == [driver.hear() for _ in words]
     assert FromRank(1, Ended("exited with code 3")) == driver.hear()
 
@@ -289,6 +302,20 @@ def test_a_rank_that_is_replaced_as_it_begins_is_not_taken_for_its_successor(dri
     second = ranks.next()
     assert FromRank(2, Running(second.pid)) == driver.hear()
     assert driver.hears_nothing()
+    hold(driver, second, 2)
+
+
+def test_the_end_of_a_rank_that_is_heard_late_is_not_taken_for_its_successors(driver, ranks):
+    first = start(driver, ranks)
+
+    async def start_another():
+        first.exit(3)
+        assert driver.worker.server.poll(puppets.WAIT_S)
+        await driver.worker.start(role(2), MASTER)
+
+    driver.ask(start_another())
+    second = ranks.next()
+    assert FromRank(2, Running(second.pid)) == driver.hear()
     hold(driver, second, 2)
 
 
@@ -470,10 +497,14 @@ def test_what_is_not_wanted_any_more_takes_no_room(driver):
     assert [["held", "update_7.pt"], ["held"]] == [sorted(os.listdir(f)) for f in (first, disk)]
 
 
-def test_a_rank_lives_on_where_somebody_has_removed_the_folder_of_snapshots(driver, ranks):
+def test_a_rank_lives_on_where_old_snapshots_cannot_be_removed(driver, ranks):
     rank = start(driver, ranks)
-    for folder in driver.memory:
-        shutil.rmtree(folder)
+    memory, disk = driver.memory
+    shutil.rmtree(memory)  # somebody has cleared up
+    (disk / "update_7.pt").write_text("state")
+    driver.tell(Keep(frozenset()))
+    assert ["held"] == os.listdir(disk)
+    (disk / "update_8.pt").mkdir()
     driver.tell(Keep(frozenset()))
     hold(driver, rank)
 
