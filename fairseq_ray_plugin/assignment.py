@@ -99,6 +99,7 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Forked:
+    generation: int
     pid: int
 
 

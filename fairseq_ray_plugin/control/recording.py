@@ -46,7 +46,10 @@ def replay(file: BinaryIO) -> Iterator[tuple[Moment, list[Action]]]:
         ValueError: it is no recording.
     """
     entries = read(file)
-    beginning = next(entries, None)
+    try:
+        beginning = next(entries, None)
+    except Exception:  # of what is no pickle anything can come
+        beginning = None
     if not isinstance(beginning, Beginning):
         raise ValueError("not a recording of fairseq_ray_plugin")
     state = beginning.state

@@ -78,6 +78,7 @@ class StateKeeper:
         # held by the training thread from the optimizer step to the boundary after it, and
         # for ever by whoever freezes the state
         self._gate = threading.Lock()
+        self._freezing = threading.Lock()  # who comes second has what the first one gets
         self._in_update = False
         self._frozen = False
 
@@ -138,12 +139,9 @@ class StateKeeper:
 
         None: there is no whole state, before it is loaded or after a failure within an update.
         """
-        if not self._frozen:
-            if self._gate.acquire(timeout=timeout_s):
-                self._frozen = True
-            elif not self._frozen:  # nor has another thread frozen it meanwhile
-                return None
-        return self.boundary.update if self.boundary else None
+        with self._freezing:
+            self._frozen = self._frozen or self._gate.acquire(timeout=timeout_s)
+        return self.boundary.update if self._frozen and self.boundary else None
 
     def freeze_after_failure(self) -> int | None:
         """As `freeze`, for the training thread when an exception has ended it."""

@@ -50,6 +50,7 @@ def end_of(status: int, out_of_memory: bool = False) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with code {code}"
-    name = signal.Signals(-code).name
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-code, f"signal {-code}")  # not all have one
     by_kernel = name == "SIGKILL" and out_of_memory
     return f"was killed by {name}" + (" by the kernel, for lack of memory" if by_kernel else "")

@@ -10,38 +10,51 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import os
 import pickle
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
-from typing import Any
 
 from fairseq_ray_plugin.assignment import Assignment, Exited, Fork, Forked, Kill, Preload
 from fairseq_ray_plugin.protocol import Ready, Unfit
 from fairseq_ray_plugin.worker import evidence
 
+Train = Callable[[Assignment, Connection, int | None], object]
+"""Trains as one rank, in the child: its assignment, its connection to the worker, and the listening
+socket at the generation's store, on rank 0."""
 
-def main() -> None:
+
+def main(make_ready: Callable[[Preload], Train]) -> None:
+    """Serve the worker until it wants no more.
+
+    Args:
+        make_ready: imports everything; what it raises is the worker's `Unfit`.
+    """
     connection = Connection(int(sys.argv[1]))
+    _die_with_parent()  # who imports does not listen
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
-        cfg = _make_ready(connection.recv())
+        preload = connection.recv()
     except EOFError:
-        return
+        return  # the worker is gone
+    try:
+        train = make_ready(preload)
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return
     connection.send(Ready())
-    _serve(connection, cfg)
+    _serve(connection, train)
 
 
-def _make_ready(preload: Preload) -> Any:
-    """Import everything; returns the configuration, complete with all defaults."""
+def make_fairseq_ready(preload: Preload) -> Train:
+    """All that training needs is imported, and its configuration complete with all defaults."""
     if os.path.isdir(preload.working_dir):
         os.chdir(preload.working_dir)
     sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
@@ -55,7 +68,7 @@ def _make_ready(preload: Preload) -> Any:
     import torch._dynamo
     from omegaconf import OmegaConf
 
-    import fairseq_ray_plugin.worker.rank  # noqa: F401
+    from fairseq_ray_plugin.worker.rank import train_rank
 
     if preload.user_dir is not None:
         from fairseq.utils import import_user_module
@@ -76,10 +89,10 @@ def _make_ready(preload: Preload) -> Any:
     # other, and by writing to it make it its own
     gc.collect()
     gc.freeze()
-    return cfg
+    return functools.partial(train_rank, cfg)
 
 
-def _serve(connection: Connection, cfg: Any) -> None:
+def _serve(connection: Connection, train: Train) -> None:
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
@@ -115,17 +128,17 @@ def _serve(connection: Connection, cfg: Any) -> None:
                     ooms = evidence.num_oom_kills()
                     child = os.fork()
                     if child == 0:
-                        _become_rank(connection, (woken, waker), cfg, assignment, link, listener)
+                        _become_rank(connection, (woken, waker), train, assignment, link, listener)
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
-                    connection.send(Forked(child))
+                    connection.send(Forked(assignment.generation, child))
 
 
 def _become_rank(
     server: Connection,
     pipe: tuple[int, int],
-    cfg: Any,
+    train: Train,
     assignment: Assignment,
     link: int,
     listener: int | None,
@@ -138,9 +151,7 @@ def _become_rank(
             os.close(fd)
         server.close()
         _die_with_parent()
-        from fairseq_ray_plugin.worker.rank import train_rank
-
-        train_rank(cfg, assignment, Connection(link), listener)
+        train(assignment, Connection(link), listener)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -148,14 +159,17 @@ def _become_rank(
 
 
 def _die_with_parent() -> None:
-    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do."""
+    """An orphan would hold the GPU; elsewhere than on Linux the connection's end has to do.
+
+    The parent is the thread that started this process, which lives as long as the worker.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig, pr_set_ptracer, any_process = 1, 0x59616D61, -1
         prctl = ctypes.CDLL(None).prctl
         prctl(pr_set_pdeathsig, signal.SIGKILL)
-        # py-spy, a child of the worker, may read the stacks also where only parents may
+        # py-spy, a child of the worker, may read the stacks also where only ancestors may
         prctl(pr_set_ptracer, ctypes.c_long(any_process))
 
 
 if __name__ == "__main__":
-    main()
+    main(make_fairseq_ready)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import sys
 import threading
 import traceback
@@ -118,15 +119,24 @@ def as_it_travels(error: BaseException, by_peer: bool) -> Error:
 
 def answer(connection: Connection, link: Link, keeper: StateKeeper) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
+    orders: queue.SimpleQueue[Hold | Write] = queue.SimpleQueue()
+    threading.Thread(target=_obey, args=(orders, link, keeper), daemon=True).start()
     while True:
         try:
             order = connection.recv()
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
-        match order:
+        if isinstance(order, Hold):
+            link.send(Holding())  # the worker ends a process that says nothing
+        orders.put(order)
+
+
+def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeeper) -> None:
+    """One order after the other; each may take long."""
+    while True:
+        match orders.get():
             case Hold(generation, at_once):
                 keeper.asked = generation
-                link.send(Holding())  # the worker ends a process that says nothing
                 if at_once:
                     link.send(Held(keeper.freeze(), generation))
                 else:

@@ -62,6 +62,9 @@ HEARTBEAT_S = 0.5
 ANSWER_S = 2.0
 """A training process that has not answered for so long, when told to hold at once, is ended."""
 
+END_S = 1.0
+"""A server that takes longer to end is ended; nobody waits long for a worker that stops."""
+
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
 
@@ -80,8 +83,9 @@ class Outbox:
 
     def forget(self, num_heard: int) -> None:
         """So many have arrived, since the first."""
-        del self._messages[: num_heard - self._num_forgotten]
-        self._num_forgotten = num_heard
+        num_new = max(0, num_heard - self._num_forgotten)  # a question may come late
+        del self._messages[:num_new]
+        self._num_forgotten += num_new
         if not self._messages:
             self._has_some.clear()
 
@@ -94,6 +98,9 @@ class Outbox:
 
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
+
+    server_program: tuple[str, ...] = ("-m", "fairseq_ray_plugin.worker.forkserver")
+    """What Python runs as the preloaded server."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -131,7 +138,7 @@ class Worker:
         environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fairseq_ray_plugin.worker.forkserver", str(end.fileno())],
+            [sys.executable, *self.server_program, str(end.fileno())],
             pass_fds=[end.fileno()],
             env=environment,
         )
@@ -245,11 +252,14 @@ class Worker:
                 self.memory.remove(paths)
 
     async def _hold(self, order: Hold) -> None:
-        if order.generation < self.generation:
-            return  # it has been overtaken
         self.void = max(self.void, order.generation)
+        stacks = None
         if order.with_stacks and order.generation == self.generation and self.pid:
-            self._say(Stacks(await evidence.stacks(self.pid)))
+            stacks = await evidence.stacks(self.pid)
+        if order.generation < self.generation:
+            return  # it was overtaken, or another rank has begun meanwhile
+        if stacks is not None:
+            self._say(Stacks(stacks))
         if self.link is None:
             self._say(Held(None, order.generation))
             return
@@ -293,7 +303,11 @@ class Worker:
             self.server.close()
             if not self.ready:  # it imports, and does not listen
                 self.process.kill()
-            await asyncio.to_thread(self.process.wait)
+            try:
+                await asyncio.to_thread(self.process.wait, END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                await asyncio.to_thread(self.process.wait)
         shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
         self.memory.release()
 
@@ -337,7 +351,7 @@ class Worker:
                 self.messages.put(message)
             case Unfit():
                 self.messages.put(message)
-            case Forked(pid):
+            case Forked(generation, pid) if generation == self.generation:
                 self.memory.remove_partials()
                 self.pid = pid
                 self._say(Running(pid))

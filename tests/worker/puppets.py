@@ -1,0 +1,125 @@
+"""A worker's server as it is, but it imports nothing, and its ranks do what a test says.
+
+The server is this file. A `Puppet` is the test's hand on one of its processes.
+"""
+
+import functools
+import os
+import pickle
+import signal
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+
+from fairseq_ray_plugin.assignment import Assignment, Preload
+from fairseq_ray_plugin.worker import forkserver
+
+PROGRAM = str(Path(__file__))
+
+WAIT_S = 10
+"""A test fails that waits longer for what it expects."""
+
+
+class Puppet:
+    """A rank, or a server that imports, moved by a test."""
+
+    def __init__(self, strings):
+        self._strings = strings
+        self.pid, self.assignment, self.listener = strings.recv()
+
+    def say(self, *messages):
+        """Its worker hears the messages."""
+        for message in messages:
+            self._strings.send(("say", message))
+
+    def hear(self):
+        """The next order that the worker has for it."""
+        self._strings.send(("hear", None))
+        assert self._strings.poll(WAIT_S), "no order arrives"
+        return self._strings.recv()
+
+    def exit(self, code):
+        self._strings.send(("exit", code))
+
+    def fail(self):
+        """Its code raises."""
+        self._strings.send(("fail", None))
+
+    def cut(self):
+        """Its code raises EOFError, as after half a file."""
+        self._strings.close()
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.pid, number)
+
+    def is_alive(self):
+        """Whether it does what it is told."""
+        try:
+            self._strings.send(("answer", None))
+            return self._strings.poll(WAIT_S) and self._strings.recv()
+        except (OSError, EOFError):
+            return False
+
+    def wait(self):
+        """Its process is no more."""
+        assert self._strings.poll(WAIT_S), "it lives"
+        try:
+            unread = self._strings.recv()
+        except (OSError, EOFError):
+            return
+        raise AssertionError(unread)
+
+
+class Puppets:
+    """Where the puppets of a test come from."""
+
+    def __init__(self):
+        self._listener = Listener(family="AF_UNIX")
+        self._all = []  # a puppet whose strings are cut raises EOFError
+        address = self._listener.address
+        self.ranks = pickle.dumps(("ranks", address))
+        """What a server is to preload that is ready at once."""
+
+        self.imports = pickle.dumps(("imports", address))
+        """What a server is to preload that is a puppet itself, and never ready."""
+
+    def next(self):
+        """The next process that has come up."""
+        self._all.append(Puppet(self._listener.accept()))
+        return self._all[-1]
+
+    def close(self):
+        self._listener.close()
+        self._all.clear()
+
+
+def make_ready(preload: Preload) -> forkserver.Train:
+    what, address = pickle.loads(preload.cfg)
+    if what == "imports":
+        obey(address)
+    return functools.partial(obey, address)
+
+
+def obey(
+    address: str,
+    assignment: Assignment | None = None,
+    link: Connection | None = None,
+    listener: int | None = None,
+) -> None:
+    with Client(address) as strings:
+        strings.send((os.getpid(), assignment, listener))
+        while True:
+            match strings.recv():
+                case "say", message:
+                    link.send(message)
+                case "hear", _:
+                    strings.send(link.recv())
+                case "exit", code:
+                    os._exit(code)
+                case "fail", _:
+                    raise RuntimeError("as it was told")
+                case "answer", _:
+                    strings.send(True)
+
+
+if __name__ == "__main__":
+    forkserver.main(make_ready)

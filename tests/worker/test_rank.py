@@ -1,0 +1,90 @@
+"""A rank answers its worker at any time, whatever takes long in it."""
+
+import os
+import sys
+import threading
+import types
+from multiprocessing import Pipe
+
+import pytest
+
+from fairseq_ray_plugin.assignment import Holding, Write
+from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
+from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
+from fairseq_ray_plugin.worker.progress import Link
+from fairseq_ray_plugin.worker.rank import answer
+
+WAIT_S = 10
+"""A test fails that waits longer for what it expects."""
+
+
+@pytest.fixture
+def keeper():
+    """That of a rank after its update 6."""
+    keeper = StateKeeper(0, 1)
+    task = types.SimpleNamespace(optimizer_step=lambda: None)
+    trainer = types.SimpleNamespace(task=task, lr_step=lambda epoch, val_loss: None)
+    keeper.attach(trainer, Boundary(6, {}))
+    return keeper
+
+
+@pytest.fixture
+def worker(keeper, monkeypatch):
+    """The worker's end of the connection to a rank."""
+    ends = []
+
+    def end(code):
+        ends.append(code)
+        sys.exit()
+
+    monkeypatch.setattr(os, "_exit", end)
+    worker, rank = Pipe()
+    answers = threading.Thread(target=answer, args=(rank, Link(rank), keeper), daemon=True)
+    answers.start()
+    yield worker
+    worker.close()
+    answers.join(WAIT_S)
+    assert [1] == ends, "a rank without a worker ends"
+
+
+def hear(worker):
+    assert worker.poll(WAIT_S), "it does not answer"
+    return worker.recv()
+
+
+def test_a_rank_between_two_updates_holds_its_state_at_once(worker):
+    worker.send(Hold(1, at_once=True))
+    assert [Holding(), Held(6, asked=1)] == [hear(worker), hear(worker)]
+
+
+def test_a_rank_that_is_to_end_its_update_is_only_asked_to(worker, keeper):
+    worker.send(Hold(1, at_once=False))
+    assert Holding() == hear(worker)
+    assert keeper.hold_requested.wait(WAIT_S)
+    assert 1 == keeper.asked
+
+
+def test_a_rank_in_a_slow_optimizer_step_says_that_it_lives_as_often_as_it_is_asked(worker, keeper):
+    keeper.trainer.task.optimizer_step()
+    for _ in range(3):
+        worker.send(Hold(1, at_once=True))
+        assert Holding() == hear(worker)
+    keeper.record(Boundary(7, {}))
+    assert Held(7, asked=1) == hear(worker)
+
+
+def test_a_rank_whose_disk_is_slow_says_that_it_lives(worker, keeper):
+    is_written = threading.Event()
+    keeper.save = lambda path: is_written.wait(WAIT_S)
+    worker.send(Write(("folder",), "state.pt"))
+    worker.send(Hold(1, at_once=True))
+    assert Holding() == hear(worker)
+    is_written.set()
+    assert [Saved(6, "folder/state.pt"), Held(6, asked=1)] == [hear(worker), hear(worker)]
+
+
+def test_what_cannot_be_written_is_said(worker):
+    worker.send(Write(("folder",), "state.pt"))
+    unsaved = hear(worker)
+    assert isinstance(unsaved, Unsaved)
+    assert "there is no state to save" in unsaved.reason
