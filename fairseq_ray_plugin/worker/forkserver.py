@@ -147,6 +147,9 @@ def _become_rank(
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # its own children end on SIGTERM as ever: so it is not ignored, nothing follows from it
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         for fd in pipe:
             os.close(fd)
         server.close()

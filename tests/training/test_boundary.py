@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from fairseq_ray_plugin.training import boundary
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 WAIT_S = 10
 """A test fails that waits longer for what it expects."""

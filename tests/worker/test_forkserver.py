@@ -16,7 +16,7 @@ from fairseq_ray_plugin.assignment import Assignment, Exited, Fork, Forked, Kill
 from fairseq_ray_plugin.protocol import Ready, Unfit
 from fairseq_ray_plugin.worker import evidence
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 
 class Server:
@@ -62,13 +62,6 @@ def assignment():
         snapshot_folders=(),
         snapshot_updates=None,
     )
-
-
-@pytest.fixture
-def ranks():
-    ranks = puppets.Puppets()
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture
