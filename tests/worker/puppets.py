@@ -59,6 +59,12 @@ class Puppet:
         except (OSError, EOFError):
             return False
 
+    def ends_a_child(self):
+        """How a child of its own ends that it terminates: a wait status."""
+        self._strings.send(("end a child", None))
+        assert self._strings.poll(WAIT_S), "the child lives"
+        return self._strings.recv()
+
     def wait(self):
         """Its process is no more."""
         assert self._strings.poll(WAIT_S), "it lives"
@@ -119,6 +125,12 @@ def obey(
                     raise RuntimeError("as it was told")
                 case "answer", _:
                     strings.send(True)
+                case "end a child", _:
+                    child = os.fork()
+                    while child == 0:
+                        signal.pause()
+                    os.kill(child, signal.SIGTERM)
+                    strings.send(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":

@@ -157,6 +157,11 @@ def test_a_signal_to_the_whole_group_ends_neither_server_nor_rank(number, server
     start(server, ranks)
 
 
+def test_children_of_a_rank_end_when_it_ends_them(server, ranks):
+    rank, _ = start(server, ranks)
+    assert signal.SIGTERM == rank.ends_a_child()
+
+
 @pytest.fixture
 def importing(ranks):
     """A server that is at its imports."""
