@@ -131,6 +131,8 @@ class Worker:
 
     async def prepare(self) -> None:
         """Start the preloaded server; `Ready` or `Unfit` follows."""
+        if self.server is not None:
+            return  # asked again, for it was not known whether this had arrived
         job = self.job
         self.memory.remove_partials()
         self.user_dir = self._unpack_user_dir()
