@@ -284,6 +284,15 @@ def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     assert "rank 1 (on node b) was killed by SIGKILL" in stopped.cause
 
 
+def test_of_ranks_that_only_lost_a_peer_one_is_remembered():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1, "c": 1, "d": 1})
+    reset = [cluster.raised(f"worker-{rank}", 10, "reset", by_peer=True) for rank in range(3)]
+    cluster.see(*reset)
+    assert [True] == [f.by_peer for f in cluster.state.failures], "they come by the thousand"
+    assert [10, 10, 10, None] == [worker.held for worker in cluster.state.workers.values()]
+
+
 def fail(cluster, rank, failure, update):
     """A rank fails, the other holds, and the next generation runs, or the run's state is saved."""
     cluster.see(failure)
