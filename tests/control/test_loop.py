@@ -595,6 +595,20 @@ def test_a_node_that_is_to_go_is_left_at_a_boundary():
     assert () == cluster.state.strikes.failures
 
 
+def test_a_node_that_has_gone_hurries_no_later_stop():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(draining={"a": cluster.now + 60})
+    cluster.see(cluster.held("worker-0", 10), cluster.held("worker-1", 10))
+    cluster.see(cluster.saved("worker-1", 10, "memory"))
+    cluster.see(cluster.advanced("worker-1", 11))
+    (place,) = cluster.see(room={"c": 1}, after=100)
+    cluster.see(ready(place.worker))
+    (hold,) = cluster.see(after=membership.SETTLE_S)
+    assert not hold.order.at_once
+    assert [] == cluster.see(after=1), "the update may end"
+
+
 def test_when_every_node_is_to_go_the_state_goes_to_the_save_dir():
     cluster = Cluster()
     cluster.train({"a": 1})
