@@ -200,8 +200,8 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
     match says:
         case Running(pid):
             s.set_worker(name, pid=pid)
-            s.set(num_running=state.num_running + 1)
-            if state.num_running + 1 == len(state.ranks):
+            s.num_running += 1
+            if s.num_running == len(state.ranks):
                 there = [(rank, n) for rank, n in enumerate(state.ranks) if n in s.workers]
                 ranks = [
                     {"rank": rank, "node": s.workers[n].node, "pid": s.workers[n].pid}
@@ -273,6 +273,8 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
         case Ended(how):
             text = f"training process of {rank} {how}"
             stopping.fail(s, Failure(Cause.LOST, text, node))
+        case Raised(_, _, by_peer=True) if any(f.by_peer for f in s.failures):
+            pass  # the others only say the same, by the thousand
         case Raised(_, error, by_peer):
             text = f"{rank} raised {error.kind}: {error.message.partition(chr(10))[0]}"
             stopping.fail(s, Failure(Cause.FAILED, text, node, by_peer, error=error))

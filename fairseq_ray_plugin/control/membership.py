@@ -171,11 +171,11 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
             pid=0,
         )
     s.failures.clear()
+    s.num_running = 0
     s.set(
         generation=generation,
         ranks=ranks,
         source=source,
-        num_running=0,
         advanced=False,
         pace=s.state.pace.begin(s.now),
         waiting=None,

@@ -241,16 +241,18 @@ class Step:
     workers: Roster = dataclasses.field(init=False)
     nodes: dict[str, NodeRecord] = dataclasses.field(init=False)
     failures: list[Failure] = dataclasses.field(init=False)
+    num_running: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = Roster(self.state.workers)
         self.nodes = dict(self.state.nodes)
         self.failures = list(self.state.failures)
+        self.num_running = self.state.num_running
         self.set(workers=self.workers, nodes=self.nodes)
 
     def done(self) -> State:
         """The state after this step."""
-        self.set(failures=tuple(self.failures))
+        self.set(failures=tuple(self.failures), num_running=self.num_running)
         return self.state
 
     def set(self, **changes: Any) -> None:

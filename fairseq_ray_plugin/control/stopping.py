@@ -124,8 +124,10 @@ def finish(s: Step) -> None:
 
 
 def _grace(s: Step, phase: Stopping) -> float:
-    """Half of the time that is left to a node may go into ending an update."""
-    left = [deadline - phase.since for deadline in s.state.leaving.values()]
+    """Half of the time that is left to a rank's node may go into ending an update."""
+    leaving = s.state.leaving
+    nodes = {s.workers[n].node for n in s.of_generation(Standing.TRAINING)} if leaving else set()
+    left = [leaving[node] - phase.since for node in nodes if node in leaving]
     return min([GRACE_S, *(max(0.0, seconds / 2) for seconds in left)])
 
 

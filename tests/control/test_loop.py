@@ -284,6 +284,15 @@ def test_the_cause_is_what_failed_first_not_its_echo_in_the_peers():
     assert "rank 1 (on node b) was killed by SIGKILL" in stopped.cause
 
 
+def test_of_ranks_that_only_lost_a_peer_one_is_remembered():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1, "c": 1, "d": 1})
+    reset = [cluster.raised(f"worker-{rank}", 10, "reset", by_peer=True) for rank in range(3)]
+    cluster.see(*reset)
+    assert [True] == [f.by_peer for f in cluster.state.failures], "they come by the thousand"
+    assert [10, 10, 10, None] == [worker.held for worker in cluster.state.workers.values()]
+
+
 def fail(cluster, rank, failure, update):
     """A rank fails, the other holds, and the next generation runs, or the run's state is saved."""
     cluster.see(failure)
@@ -584,6 +593,20 @@ def test_a_node_that_is_to_go_is_left_at_a_boundary():
     assert (protocol.Remove("worker-0"), ("worker-1",)) == (remove, start.ranks)
     assert [] == cluster.see(room={"a": 1}, after=1)
     assert () == cluster.state.strikes.failures
+
+
+def test_a_node_that_has_gone_hurries_no_later_stop():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(draining={"a": cluster.now + 60})
+    cluster.see(cluster.held("worker-0", 10), cluster.held("worker-1", 10))
+    cluster.see(cluster.saved("worker-1", 10, "memory"))
+    cluster.see(cluster.advanced("worker-1", 11))
+    (place,) = cluster.see(room={"c": 1}, after=100)
+    cluster.see(ready(place.worker))
+    (hold,) = cluster.see(after=membership.SETTLE_S)
+    assert not hold.order.at_once
+    assert [] == cluster.see(after=1), "the update may end"
 
 
 def test_when_every_node_is_to_go_the_state_goes_to_the_save_dir():
