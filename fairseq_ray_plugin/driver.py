@@ -167,7 +167,7 @@ class Driver:
         logger.info("%s", journal.summary(self.lines))
         stops = [line for line in self.lines if line["kind"] == "stopped"]
         raised = [line for line in stops if line["cause"].startswith("FAILED")]
-        if raised and self.end is not None and self.end.exit_code == 0:
+        if raised:
             logger.warning(
                 "%s of the restarts were for exceptions of the training code; the last: %s",
                 *(len(raised), raised[-1]["cause"]),

@@ -26,7 +26,7 @@ def test_an_exception_that_comes_back_ends_the_run_also_with_progress_in_between
     )
     assert 1 == run.wait()
     assert 2 == len(run.events("stopped"))
-    assert "raised: ValueError: the model is broken at update 11" in run.output
+    assert "raised ValueError: the model is broken at update 11" in run.output
     assert "training failed 2 times, after update 10 and 20" in run.output
     (warning,) = (line for line in run.lines if "| WARNING |" in line)
     assert "2 of the restarts were for exceptions of the training code" in warning
