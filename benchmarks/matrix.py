@@ -4,7 +4,7 @@
     python benchmarks/matrix.py masked_lm hubert   # these alone, with the log of one that fails
     python benchmarks/matrix.py --stock masked_lm  # as stock fairseq trains it, in one process
 
-The recipes are in tests/matrix, and tests/test_matrix.py runs a dozen of them. A line per recipe
+The recipes are in tests/matrix, and tests/test_matrix.py runs seven of them. A line per recipe
 is added to benchmarks/matrix.jsonl, and docs/compatibility.md is made again from the newest.
 """
 

@@ -83,7 +83,6 @@ ROBERTA = config(
     data=text_data.monolingual,
     batch=12,
     loaders=2,
-    quick=True,
 )
 WAV2VEC = pre_trains_wav2vec("wav2vec2_base_librispeech", "wav2vec2")
 HUBERT = config(

@@ -85,7 +85,6 @@ RECIPES = (
         criterion="hubert",
         arch="hubert",
         loaders=2,
-        quick=True,
     ),
     to_text(
         "speech_to_text with SpecAugment",

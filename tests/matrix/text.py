@@ -90,7 +90,7 @@ XLM = masked(
 )
 
 RECIPES = (
-    language_model("language_modeling", DECODER, quick=True),
+    language_model("language_modeling", DECODER),
     language_model(
         "adaptive softmax",
         f"{DECODER} --adaptive-softmax-cutoff 10,20 --adaptive-input --adaptive-input-cutoff 10,20 "
@@ -154,7 +154,6 @@ RECIPES = (
         criterion="legacy_masked_lm_loss",
         arch="masked_lm",
         data=text_data.bert,
-        quick=True,
     ),
     XLM,
     denoising(

@@ -58,7 +58,6 @@ RECIPES = (
         f"{PAIR} {SEQ2SEQ} --max-tokens 60",
         batch=180,
         loaders=2,
-        quick=True,
     ),
     translation(
         "translation, one vocabulary",
