@@ -214,7 +214,7 @@ class State:
     """What the last stop cost, up to the end of the next update."""
 
     losses: tuple[float, ...] = ()
-    """When the last few stops began that took something away."""
+    """When the last few stops were that took something away."""
 
 
 _GOOD = NodeRecord()

@@ -62,8 +62,6 @@ def begin_stop(s: Step, cause: Cause, at_once: bool) -> None:
     state = s.state
     if state.stopped_at is None:
         s.set(stopped_at=s.now)
-    if cause in (Cause.LOST, Cause.PREEMPTED):
-        s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
     s.enter(Stopping(s.now, cause, at_once, s.now))
     _hold_the_rest(s, at_once, with_stacks=cause is Cause.HUNG)
 
@@ -109,6 +107,8 @@ def stop(s: Step, phase: Stopping) -> None:
         return
     for name in finished:  # what they hold is the last update, with rank 0's checkpoint to come
         s.set_worker(name, standing=Standing.READY)
+    if phase.cause is Cause.PREEMPTED or any(f.cause is Cause.LOST for f in s.failures):
+        s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
     first = first_cause(s.failures)
     traceback = {"traceback": first.error.traceback} if first and first.error else {}
     s.log(EventKind.STOPPED, describe(phase.cause, first), **traceback)

@@ -203,7 +203,8 @@ def test_a_silent_rank_is_left_out_and_taken_back_when_it_answers():
     (again,) = cluster.see(after=1, heard={"b": cluster.now})
     assert Tell("worker-1", Hold(2, at_once=True)) == again, "its answer may have been lost"
     cluster.see(cluster.held("worker-1", 10, asked=2))
-    (hold,) = cluster.see(after=membership.SETTLE_S)
+    assert [] == cluster.see(after=membership.SETTLE_S), "it was lost just now, and must last first"
+    (hold,) = cluster.see(after=2 * cluster.state.stall_s)
     assert "worker-0" == hold.worker
 
 
@@ -679,6 +680,15 @@ def test_where_nodes_come_and_go_fast_newcomers_must_last_before_they_are_taken_
     assert [] == cluster.see(after=30)
     cluster.state = dataclasses.replace(cluster.state, losses=())
     assert 8 == len(cluster.see(after=0))
+
+
+def test_a_lost_node_is_a_loss_though_its_peers_say_so_first():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    last = {"b": cluster.now}
+    cluster.see(cluster.raised("worker-0", 10, "reset", by_peer=True), heard=last)
+    cluster.see(after=stopping.SILENCE_S + 0.1, heard=last)
+    assert (cluster.now,) == cluster.state.losses
 
 
 def test_a_state_whose_saver_is_cut_off_gives_way_to_the_next():
