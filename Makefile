@@ -1,7 +1,7 @@
 # make roberta   pre-train a small RoBERTa on two workers, kill one, and watch it go on
 # make test      run the tests
 # make check     lint, format and types
-# make bench     measure what faults cost, side by side with others (about 1 hour, on a quiet machine)
+# make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
@@ -43,6 +43,7 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/faults.py
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
+	@$(BIN)/python benchmarks/simulate.py
 
 forks: $(STAMPS)/test
 	@$(call test-with-fork,fairseq-fixed,fairseq-fixed)

@@ -1,0 +1,1 @@
+"""The control loop against a simulated cluster: days of it in seconds, with thousands of slots."""
