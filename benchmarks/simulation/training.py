@@ -33,7 +33,7 @@ class Costs:
 
 
 SMALL = Costs(name="small", update_s=0.08, restart_s=0.35, save_s=0.05)
-"""A killed process costs 0.49 s in all: docs/performance.md."""
+"""A killed process costs 0.49 s in all, as measured (docs/performance.md); its parts are set."""
 
 ROBERTA = Costs(name="RoBERTa base on CPUs", update_s=2.0, restart_s=15.3, save_s=1.4)
 """A killed process costs 18.7 s in all, where the ranks share two cores while they restart."""
