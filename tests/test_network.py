@@ -18,7 +18,7 @@ def test_a_host_that_is_cut_off_is_done_without_and_taken_back(
         data.MASKED_LM,
         *("--fix-batch-size", "8", "--max-epoch", "1", "--disable-validation"),
         address=two_hosts.address,
-        pause_s=0.2,  # or the epoch ends before the host is back
+        pause_s=0.4,  # or the epoch ends before the host is back, and has lasted
     )
     run.until_update(10)
     cut_off = two_hosts.of(run.ranks()[rank]["node"])
