@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from typing import Any
 
 import fairseq_cli.train
@@ -80,9 +79,8 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         """A copy that is killed half-way must not leave a torn checkpoint_last.pt."""
         if PathManager.path_requires_pathmanager(target):
             return original(source, target, overwrite)
-        partial = f"{target}.tmp"
-        original(source, partial, overwrite)
-        os.replace(partial, target)
+        with files.whole(target) as partial:
+            original(source, partial, overwrite)
         return target
 
     PathManager.copy = staticmethod(PathManager.copy)

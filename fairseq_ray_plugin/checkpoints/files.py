@@ -1,11 +1,12 @@
-"""Checkpoints in the save dir: which are whole, the newest of those, and a copy made whole."""
+"""Files that are whole: writing them, telling them, and the newest checkpoint that is."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import zipfile
+from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,18 @@ def _is_whole(path: str) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def copy_whole(source: str, target: str) -> None:
-    """`target` is a copy of `source`, or, where OSError passes through, as it was."""
-    partial = f"{target}.tmp"
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[str]:
+    """A file appears at `path` whole or not at all: write to the path that this yields.
+
+    What was there before stays until then. The other path is `PATH.PID.tmp`: whoever was killed at
+    it may have left its own.
+    """
+    partial = f"{path}.{os.getpid()}.tmp"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        yield partial
+        os.replace(partial, path)
     finally:
         if os.path.exists(partial):
             os.remove(partial)

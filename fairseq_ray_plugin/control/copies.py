@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from fairseq_ray_plugin.control.state import UNHEARD_S, Standing, Step
@@ -29,8 +28,7 @@ def freshest(copies: Iterable[Copy]) -> Copy | None:
 def at_hand(s: Step) -> list[Copy]:
     """What is held, in the memory of nodes that have a worker, and in the save dir."""
     kept = [s.state.checkpoint] if s.state.checkpoint else []
-    held = [c for c in _held(s, silent=False) if s.state.ending or not _is_unwritten(s, c, RETRY_S)]
-    return [*held, *_in_memory(s, reachable=True), *kept]
+    return [copy for copy in [*_there(s), *kept] if not _is_put_off(s, copy)]
 
 
 def awaited(s: Step, since: float, best: Copy | None) -> bool:
@@ -55,16 +53,24 @@ def awaited(s: Step, since: float, best: Copy | None) -> bool:
         is_cut_off = s.is_unheard(there.node, UNHEARD_S)
         if copy.update > update + is_cut_off and s.now - there.since < AWAY_S:
             return True
-    return any(
-        copy.update > update and _is_unwritten(s, copy, math.inf) for copy in _held(s, silent=False)
+    # or may soon have room on a disk
+    return not s.state.ending and any(
+        copy.update > update and s.now - s.state.unwritten[copy][0] <= FULL_S
+        for copy in _there(s)
+        if copy in s.state.unwritten
     )
 
 
-def _is_unwritten(s: Step, copy: Copy, limit_s: float) -> bool:
-    """Whether there was no room for what a rank holds within the last `limit_s`."""
-    assert isinstance(copy.place, HeldBy)
-    unwritten = s.workers[copy.place.worker].unwritten
-    return unwritten is not None and s.now - unwritten[1] < limit_s
+def _is_put_off(s: Step, copy: Copy) -> bool:
+    """Whether there is no room for a copy that was to be written: now, or for good."""
+    if copy not in s.state.unwritten:
+        return False
+    first, last = s.state.unwritten[copy]
+    return s.state.ending is not None or s.now - last < RETRY_S or last - first > FULL_S
+
+
+def _there(s: Step) -> list[Copy]:
+    return [*_held(s, silent=False), *_in_memory(s, reachable=True)]
 
 
 def _held(s: Step, silent: bool) -> list[Copy]:

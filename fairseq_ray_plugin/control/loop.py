@@ -122,13 +122,13 @@ def _check_for_end(s: Step, observation: Observation) -> None:
     number = observation.signal
     if number is not None and s.state.ending is None:
         message = f"interrupted by {signal.Signals(number).name} after update {s.state.update}"
-        s.set(ending=Ending(EventKind.INTERRUPTED, 128 + number, message))
+        s.end_soon(Ending(EventKind.INTERRUPTED, 128 + number, message))
     elif observation.head_silent_s > HEAD_LIMIT_S and s.state.ending is None:
         message = (
             f"Ray's head has not answered for {HEAD_LIMIT_S:.0f} s: start Ray again, and the same "
             "command goes on"
         )
-        s.set(ending=Ending(EventKind.FAILED, 1, message))
+        s.end_soon(Ending(EventKind.FAILED, 1, message))
 
 
 def _leave(s: Step, node: str, reason: str, deadline: float) -> None:
@@ -165,7 +165,7 @@ def _lose(s: Step, name: str, reason: str, with_node: bool) -> None:
     record = s.node(worker.node)
     if with_node:
         s.nodes[worker.node] = record.dead()
-        s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != worker.node})
+        stopping.forget_memory_of(s, worker.node)
     elif worker.standing is Standing.STARTING:
         s.nodes[worker.node] = record.not_started(reason, s.now)
         s.log(EventKind.UNFIT, f"a worker did not start on {worker.node}: {reason}")
@@ -247,9 +247,16 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
         case Checkpointed(update, path):
             s.set(checkpoint=Copy(update, InSaveDir(path)))
             s.log(EventKind.CHECKPOINT, path=path)
-        case Raised() | Refusal() | Ended() | Finished() | Missing() if (
-            generation == worker.generation
-        ):
+        case Missing(path) if generation == worker.generation:
+            # it does not begin, and what its worker's older rank holds is asked for with the rest
+            s.set(
+                snapshots={
+                    n: c for n, c in s.state.snapshots.items() if c.place != InMemory(n, path)
+                }
+            )
+            text = f"{s.describe(name)}: the snapshot {path} is gone"
+            stopping.fail(s, Failure(Cause.LOST, text, node))
+        case Raised() | Refusal() | Ended() | Finished() if generation == worker.generation:
             _hear_of_end(s, name, says)
 
 
@@ -263,13 +270,6 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
         return
     rank, node = s.describe(name), worker.node
     match says:
-        case Missing(path):
-            s.set(
-                snapshots={
-                    n: c for n, c in s.state.snapshots.items() if c.place != InMemory(n, path)
-                }
-            )
-            stopping.fail(s, Failure(Cause.LOST, f"{rank}: the snapshot {path} is gone", node))
         case Ended(how):
             text = f"training process of {rank} {how}"
             stopping.fail(s, Failure(Cause.LOST, text, node))
@@ -279,7 +279,7 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
             text = f"{rank} raised {error.kind}: {error.message.partition(chr(10))[0]}"
             stopping.fail(s, Failure(Cause.FAILED, text, node, by_peer, error=error))
         case Refusal(reason, spoiled) if s.state.ending is None:
-            s.set(ending=Ending(EventKind.FAILED, 1, reason, saves=not spoiled))
+            s.end_soon(Ending(EventKind.FAILED, 1, reason, saves=not spoiled))
 
 
 def _train(s: Step) -> None:

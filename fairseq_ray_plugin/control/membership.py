@@ -88,15 +88,14 @@ def _remove_useless(s: Step) -> None:
                     s.nodes[node] = s.node(node).not_placed(s.now)
                 s.log(EventKind.REMOVED, f"worker on {node} {what}")
                 s.remove(name)
-    if not s.state.leaving:
-        return
-    is_over = isinstance(s.state.phase, Gathering)
-    best = copies.freshest(copies.at_hand(s))
-    for name, worker in list(s.workers.items()):
-        if worker.node in s.state.leaving and (is_over or not s.is_in_generation(name)):
+    leaving = s.state.leaving
+    going = [n for n, w in s.workers.items() if w.node in leaving] if leaving else []
+    best = copies.freshest(copies.at_hand(s)) if going else None
+    for name in going:
+        if isinstance(s.state.phase, Gathering) or not s.is_in_generation(name):
             # what is there and nowhere else is saved before it goes
-            here = (HeldBy(name), getattr(s.state.snapshots.get(worker.node), "place", None))
-            if best is None or best.place not in here:
+            snapshot = s.state.snapshots.get(s.workers[name].node)
+            if best is None or (best != snapshot and best.place != HeldBy(name)):
                 s.remove(name)
 
 
@@ -153,7 +152,7 @@ def _wait(s: Step, phase: Gathering, num_ready: int, num_starting: int) -> None:
         node, reasons = next(iter(unfit.items()))
         message = f"workers cannot start; on {node}: {reasons[0]}"
         ending = Ending(EventKind.FAILED, 1, message)
-        s.set(ending=ending)
+        s.end_soon(ending)
         stopping.end_when_saved(s, ending, phase.since)
 
 
@@ -167,7 +166,6 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
             generation=generation,
             rank=rank,
             held=None,
-            unwritten=None,
             pid=0,
         )
     s.failures.clear()
@@ -176,6 +174,7 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
         generation=generation,
         ranks=ranks,
         source=source,
+        unwritten={},
         advanced=False,
         pace=s.state.pace.begin(s.now),
         waiting=None,

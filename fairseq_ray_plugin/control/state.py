@@ -120,9 +120,6 @@ class Worker:
     held: int | None = None
     """The update after which its rank holds the state, if it does."""
 
-    unwritten: tuple[float, float] | None = None
-    """When what it holds could not be written, first and last."""
-
     pid: int = 0
     """Of its training process; 0: not forked yet."""
 
@@ -181,6 +178,9 @@ class State:
 
     superseded: tuple[Copy, ...] = ()
     """Snapshots that are to go as soon as no generation is starting from them."""
+
+    unwritten: Mapping[Copy, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    """What could not be written, for want of room -> when, first and last."""
 
     checkpoint: Copy | None = None
     """The last checkpoint that this run wrote."""
@@ -304,6 +304,10 @@ class Step:
         """A worker's rank and node, for people."""
         there = self.workers[worker]
         return f"rank {there.rank} (on node {there.node[:8]})"
+
+    def end_soon(self, ending: Ending) -> None:
+        """The run ends when what is held has been saved; whatever could not be is tried again."""
+        self.set(ending=ending, unwritten={})
 
     def enter(self, phase: Phase) -> None:
         self.set(phase=phase)

@@ -142,7 +142,7 @@ def _judge(s: Step, failure: Failure) -> None:
     enough = others >= s.config.min_workers
     verdict = s.state.strikes.verdict(s.config.max_failures, enough)
     if verdict is not None:
-        s.set(ending=Ending(EventKind.FAILED, 1, verdict))
+        s.end_soon(Ending(EventKind.FAILED, 1, verdict))
         return
     node = failure.node
     if (
@@ -235,34 +235,38 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
     node = s.workers[worker].node
     old = s.state.snapshots.get(node)
     s.set(snapshots={**s.state.snapshots, node: copy})
-    superseded = (*s.state.superseded, old) if old is not None else s.state.superseded
     in_use = (copy, None if s.state.advanced else s.state.source)
-    paths = {
-        old.place.path
-        for old in superseded
-        if old not in in_use and isinstance(old.place, InMemory) and old.place.node == node
-    }
+    superseded = [*s.state.superseded, *([old] if old is not None else [])]
+    useless = [c for c in superseded if _is_on(c, node) and c not in in_use]
+    s.set(superseded=tuple(c for c in superseded if c not in useless and c != copy))
+    paths = frozenset(c.place.path for c in useless if isinstance(c.place, InMemory))
     if paths:
-        superseded = tuple(c for c in superseded if getattr(c.place, "path", None) not in paths)
-        s.tell([worker], Drop(frozenset(paths)))
-    s.set(superseded=superseded)
+        s.tell([worker], Drop(paths))
 
 
 def not_saved(s: Step, reason: str) -> None:
     """The copy could not be written: as the other kind of file, by another, or later it may be."""
     phase = s.state.phase
     assert isinstance(phase, Saving)
-    place, worker = phase.copy.place, s.workers[phase.worker]
-    if worker.unwritten is None:
+    copy, unwritten = phase.copy, s.state.unwritten
+    if copy not in unwritten:
         s.log(EventKind.UNSAVED, reason)
-    if isinstance(place, InMemory):
-        s.set(snapshots={n: c for n, c in s.state.snapshots.items() if n != place.node})
-    elif not phase.is_second_try and s.state.ending is None:
-        save(s, phase.copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
+    may_be_other = isinstance(copy.place, HeldBy) and s.state.ending is None
+    if may_be_other and not phase.is_second_try:
+        save(s, copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
         return
-    else:
-        first, _ = worker.unwritten or (s.now, s.now)
-        is_lost = s.state.ending is not None or s.now - first > copies.FULL_S
-        held = None if is_lost else worker.held
-        s.set_worker(phase.worker, held=held, unwritten=(first, s.now))
+    first, _ = unwritten.get(copy, (s.now, s.now))
+    s.set(unwritten={**unwritten, copy: (first, s.now)})
     s.enter(Gathering(s.now))
+
+
+def forget_memory_of(s: Step, node: str) -> None:
+    """What was in a node's memory is lost."""
+    s.set(
+        snapshots={n: c for n, c in s.state.snapshots.items() if n != node},
+        superseded=tuple(c for c in s.state.superseded if not _is_on(c, node)),
+    )
+
+
+def _is_on(copy: Copy, node: str) -> bool:
+    return isinstance(copy.place, InMemory) and copy.place.node == node

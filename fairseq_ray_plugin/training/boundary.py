@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from fairseq import utils
 
+from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact
 
@@ -171,14 +171,8 @@ class StateKeeper:
         )
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.tmp"  # whoever was killed at it may have left its own
-        try:
+        with files.whole(path) as partial:
             torch.save(state, partial)
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
         return boundary.update
 
 

@@ -289,7 +289,8 @@ class Worker:
         assert isinstance(snapshot.place, InMemory)
         source, target = snapshot.place.path, self.job.last_checkpoint
         try:
-            await asyncio.to_thread(files.copy_whole, source, target)
+            with files.whole(target) as partial:
+                await asyncio.to_thread(shutil.copyfile, source, partial)
         except OSError as error:
             self._say(Unsaved(f"{target}: {error!r}"))
         else:

@@ -251,7 +251,7 @@ class Cluster:
                     worker.say(Saved(copy.update, "checkpoint_last.pt"))
             case Drop(paths):
                 for path in paths:
-                    del self.nodes[worker.node].files[path]
+                    self.nodes[worker.node].files.pop(path, None)
 
     def _start(self, name, worker, start):
         if start.generation <= worker.void:

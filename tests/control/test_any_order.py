@@ -40,6 +40,7 @@ class AnyOrder(RuleBasedStateMachine):
 
         self.world_size = 0
         self.is_wrong = self.was_full = False
+        self.cleared = set()
         while is_training and self.state.update < 3 and self.cluster.now < 150:
             self.all_goes_well()
 
@@ -97,7 +98,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert update >= max(self.in_reach()), "a fresher copy is in reach"
         if start.source and isinstance(start.source.place, InMemory):
             place = start.source.place
-            if place.node in self.cluster.nodes:
+            if place.node in self.cluster.nodes.keys() - self.cleared:
                 assert place.path in self.cluster.nodes[place.node].files, "it was deleted"
         self.is_wrong = False
 
@@ -204,6 +205,12 @@ class AnyOrder(RuleBasedStateMachine):
             if rank.number == 0 and rank.trains and not rank.is_at_rest:
                 if not self.cluster.save_dir_is_full:
                     self.cluster.write_checkpoint(name)
+
+    @rule(which=WHICH)
+    def somebody_clears_a_nodes_memory(self, which):
+        if name := self.pick(self.cluster.nodes, which):
+            self.cluster.nodes[name].files.clear()
+            self.cleared.add(name)
 
     @rule(memory=st.booleans(), save_dir=st.booleans())
     def disks_are_full_or_not(self, memory, save_dir):

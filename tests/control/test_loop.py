@@ -643,8 +643,30 @@ def test_a_snapshot_that_somebody_removed_gives_way_to_the_next_best():
     cluster.see(cluster.snapshot("worker-0", 9, "memory"))
     (start,) = cluster.see(cluster.ended("worker-0", "was killed"))
     assert "memory" == start.source.place.path
-    (start,) = cluster.see(cluster.says("worker-0", Missing("memory")))
+    (hold,) = cluster.see(cluster.says("worker-0", Missing("memory")))
+    assert ("worker-0", True) == (hold.worker, hold.order.at_once)
+    (start,) = cluster.see(cluster.held("worker-0", None))
     assert "checkpoint_last.pt" == start.source.place.path
+
+
+def test_when_somebody_removed_the_snapshot_the_rank_that_wrote_it_still_has_the_state():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(cluster.ended("worker-1", "was killed"))
+    cluster.see(cluster.held("worker-0", 10))
+    (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"))
+    cluster.see(cluster.says("worker-0", Missing("memory")), cluster.held("worker-1", None))
+    older = Heard("worker-0", FromRank(1, Held(10, asked=2)))
+    (save,) = cluster.see(older)
+    assert ("worker-0", Save(as_checkpoint=False)) == (save.worker, save.order)
+
+
+def test_of_a_dead_nodes_memory_nothing_is_remembered():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(cluster.snapshot("worker-0", 5, "x"), cluster.snapshot("worker-0", 6, "y"))
+    cluster.see(Gone("worker-0", "its node has died", with_node=True))
+    assert {} == cluster.state.snapshots and () == cluster.state.superseded
 
 
 def test_a_node_that_fails_again_and_again_is_left_out_for_longer_each_time():
