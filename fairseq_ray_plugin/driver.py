@@ -12,9 +12,9 @@ import logging
 import os
 import pickle
 import signal
-import tempfile
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control import loop
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 RECORD = "FAIRSEQ_RAY_RECORD"
 """Environment variable: the file that all observations go to, for `replay`."""
 
-LAST_MOMENTS = 200
-"""Observations that are kept for the report on a defect."""
+LAST_MOMENTS = 100
+"""So many observations, at least, are kept for the report on a defect."""
 
 MAX_DEFECTS = 20
 """Exceptions of the decisions after which even saving what is held is given up, and looks at the
@@ -64,15 +64,24 @@ class Driver:
         self.end: End | None = None
         self.state = State()
         self.lines: list[dict[str, Any]] = []
-        self.folder = os.path.dirname(record.path)
         self.journal = Background(record.write, record.path)
-        self.moments: collections.deque[tuple[State, protocol.Observation]] = collections.deque(
-            maxlen=LAST_MOMENTS
-        )
+        self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
+        # a state is large: one in a hundred is kept, and what was observed since
+        self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
+        self.moments = collections.deque([(self.state, [])], maxlen=2)
         self.num_defects = self.num_blind = 0
         self.complaints: set[str] = set()
         self.unreached: list[protocol.Unreached] = []
-        self.recording = _recording(Beginning(config, max_ranks))
+        self.recordings: list[Background[Beginning | Moment]] = []
+        if path := os.environ.get(RECORD):
+            self._record(path, State())
+
+    def _record(self, path: str, state: State) -> Background[Beginning | Moment]:
+        """What is recorded from now on goes to that file, too."""
+        recording = Background(_pickles(path), path)
+        recording.put(Beginning(self.config, self.max_ranks, state))
+        self.recordings.append(recording)
+        return recording
 
     def turn(self, received: int | None) -> None:
         """One observation, and what follows from it.
@@ -91,15 +100,19 @@ class Driver:
         self.num_blind = 0
         self.unreached = []
         before = self.state
-        self.moments.append((before, observation))
-        actions: list[Action] | None = None
+        if len(self.moments[-1][1]) >= LAST_MOMENTS:
+            self.moments.append((before, []))
+        self.moments[-1][1].append(observation)
+        actions: list[Action] = []
+        error_text = ""
         try:
             self.state, actions = loop.step(before, observation, self.config, self.max_ranks)
         except Exception as error:
-            self._defect(observation, error)
-        if self.recording is not None:
-            self.recording.put(Moment(observation, actions))
-        for action in actions or ():
+            error_text = "".join(traceback.format_exception(error))
+            self._defect(observation, error, error_text)
+        for recording in self.recordings:
+            recording.put(Moment(observation, actions, error_text))
+        for action in actions:
             try:
                 self._perform(action)
             except Exception as error:
@@ -129,38 +142,21 @@ class Driver:
             self.complaints.add(what)
             logger.error("%s; training goes on", what, exc_info=error)
 
-    def _defect(self, observation: protocol.Observation, error: Exception) -> None:
+    def _defect(self, observation: protocol.Observation, error: Exception, text: str) -> None:
         """The loop itself is wrong: what is held is saved, and the run ends."""
         self.num_defects += 1
         if self.num_defects == 1:
-            text = "".join(traceback.format_exception(error))
-            logger.error("this is a defect of fairseq_ray_plugin:\n%s", text)
-            try:
-                where = self._write_report(text)
-                logger.error("please report it, with %s (see replay)", where)
-            except OSError as not_written:
-                logger.error("its report could not be written: %s", not_written)
+            logger.error(
+                "this is a defect of fairseq_ray_plugin; please report it, with %s\n%s",
+                *(self.report_path, text),
+            )
+            begin, _ = self.moments[0]
+            report = self._record(self.report_path, begin)
+            for seen in [o for _, observations in self.moments for o in observations][:-1]:
+                report.put(Moment(seen))
         self.state = loop.rescue(self.state, observation.now, repr(error))
         if self.num_defects > MAX_DEFECTS:
             self.end = End(loop.DEFECT, f"a defect of fairseq_ray_plugin: {error!r}")
-
-    def _write_report(self, text: str) -> str:
-        """The exception and the last observations are in a file; returns its path."""
-        begin, _ = self.moments[0]
-        for folder in (self.folder, tempfile.gettempdir()):
-            path = os.path.join(folder, "elastic_defect.pickle")
-            try:
-                with open(path, "wb") as file:
-                    pickle.dump(Beginning(self.config, self.max_ranks, begin), file)
-                    for _, observation in self.moments:
-                        pickle.dump(Moment(observation, None), file)
-                with open(f"{path}.txt", "w") as file_of_text:
-                    file_of_text.write(text)
-                return path
-            except OSError:
-                if folder == tempfile.gettempdir():
-                    raise
-        raise AssertionError
 
     def close(self) -> None:
         """All is written that can be, and told what the run went through, and why it ended."""
@@ -176,23 +172,21 @@ class Driver:
             failed = 0 < self.end.exit_code < 128
             (logger.error if failed else logger.info)("%s", self.end.message)
         self.journal.close()
-        if self.recording is not None:
-            self.recording.close()
+        for recording in self.recordings:
+            recording.close()
 
 
-def _recording(beginning: Beginning) -> Background[Beginning | Moment] | None:
-    path = os.environ.get(RECORD)
-    if not path:
-        return None
-    file = open(path, "wb")
+def _pickles(path: str) -> Callable[[Beginning | Moment], None]:
+    """What writes entries of a recording to a file, which is opened with the first."""
+    file: BinaryIO | None = None
 
     def write(entry: Beginning | Moment) -> None:
+        nonlocal file
+        file = file or open(path, "wb")
         pickle.dump(entry, file)
         file.flush()
 
-    recording = Background(write, path)
-    recording.put(beginning)
-    return recording
+    return write
 
 
 def _tell(event: journal.Event, cluster: Any) -> str:

@@ -24,10 +24,14 @@ class Beginning:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """An observation, and what was decided; None: nothing was, for `step` raised."""
+    """An observation, and what was decided."""
 
     observation: Observation
-    actions: list[Action] | None
+    actions: list[Action] | None = None
+    """None: it is not known."""
+
+    error: str = ""
+    """The traceback of what `step` raised."""
 
 
 def read(file: BinaryIO) -> Iterator[Beginning | Moment]:
@@ -40,7 +44,8 @@ def read(file: BinaryIO) -> Iterator[Beginning | Moment]:
 
 
 def replay(file: BinaryIO) -> Iterator[tuple[Moment, list[Action]]]:
-    """Each moment of a recording, and what the loop decides today.
+    """Each moment of a recording, and what the loop decides today; up to one that could not be
+    decided, after which the run was only brought to its end.
 
     Raises:
         ValueError: it is no recording.
@@ -57,6 +62,8 @@ def replay(file: BinaryIO) -> Iterator[tuple[Moment, list[Action]]]:
         assert isinstance(moment, Moment)
         state, actions = loop.step(state, moment.observation, beginning.config, beginning.max_ranks)
         yield moment, actions
+        if moment.error:
+            return
 
 
 def tell(moment: Moment, actions: list[Action]) -> Iterator[str]:
@@ -72,6 +79,9 @@ def tell(moment: Moment, actions: list[Action]) -> Iterator[str]:
             yield f"  > {event_of_log.kind.value}: {event_of_log.cause or ''}".rstrip(": ")
         else:
             yield f"  > {action}"
-    if moment.actions is not None and moment.actions != actions:
+    if moment.error:
+        yield "  ! this could not be decided:"
+        yield from (f"  ! {line}" for line in moment.error.splitlines())
+    elif moment.actions is not None and moment.actions != actions:
         yield "  ! it was decided otherwise:"
         yield from (f"  ! {action}" for action in moment.actions)
