@@ -6,14 +6,12 @@ The only room that uses Ray; `launch` connects to it.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
 import logging
 import queue
 import signal
-import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,6 +25,7 @@ from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.assignment import Job, Role
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
+from fairseq_ray_plugin.surveyor import Survey, Surveyor
 from fairseq_ray_plugin.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -52,9 +51,6 @@ NO_DEADLINE_S = 600.0
 NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
 """What Ray says of an actor that went with its node."""
 
-SURVEY_S = 1.0
-"""How often the cluster is asked for room."""
-
 
 class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it."""
@@ -71,58 +67,6 @@ class RayDistributedActor(Worker):
 
     def get_node_id(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """What the cluster's head says of it."""
-
-    free: Mapping[str, Mapping[str, float]]
-    """Node that is alive -> resource -> amount."""
-
-    draining: Mapping[str, float]
-    """Node that Ray takes away -> its deadline, seconds since the epoch; 0: not known."""
-
-
-class Surveyor:
-    """Asks the cluster's head, in a thread of its own: it may be slow to answer, or dead."""
-
-    def __init__(self) -> None:
-        self.latest: Survey | None = None
-        self.count = 0
-        """Answers so far."""
-
-        self._request: list[dict[str, float]] | None = None
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def request(self, bundles: list[dict[str, float]]) -> None:
-        """An autoscaler is to have nodes for as much."""
-        self._request = bundles
-
-    def close(self, limit_s: float = 3.0) -> None:
-        """Nothing is requested any more."""
-        self.request([])
-        self._is_over.set()
-        self._thread.join(limit_s)
-
-    def _run(self) -> None:
-        while True:
-            is_over = self._is_over.is_set()
-            try:
-                bundles, self._request = self._request, None
-                if bundles is not None:
-                    request_resources(bundles=bundles)
-                if is_over:
-                    return
-                self.latest = _survey()
-                self.count += 1
-            except Exception as error:
-                logger.debug("Ray's head does not answer: %r", error)
-                if is_over:
-                    return
-            self._is_over.wait(SURVEY_S)
 
 
 def _survey() -> Survey:
@@ -143,11 +87,11 @@ class RayCluster:
         if not config.cpu:
             self.need["GPU"] = 1.0
         self.config = config
-        self.surveyor = Surveyor()
+        self.surveyor = Surveyor(_survey, lambda bundles: request_resources(bundles=bundles))
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         self.num_asked = max_ranks or 0
-        self.surveyor.request([self.need] * self.num_asked)
+        self.surveyor.want([self.need] * self.num_asked)
         self.survey: Survey | None = None
         self.surveys_seen, self.head_silent_s = 0, 0.0
         self.actors: dict[str, Any] = {}
@@ -321,7 +265,7 @@ class RayCluster:
             self._call(worker, start, "start", role, master)
         if world_size > self.num_asked:  # should one go, a replacement is asked for by then
             self.num_asked = world_size
-            self.surveyor.request([self.need] * world_size)
+            self.surveyor.want([self.need] * world_size)
 
     def _call(self, worker: str, asked: Order | Start | str, method: str, *arguments: Any) -> None:
         if worker in self.actors:

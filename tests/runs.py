@@ -1,5 +1,6 @@
 """Real training runs for tests: started, watched, disturbed, and read afterwards."""
 
+import contextlib
 import glob
 import json
 import os
@@ -159,14 +160,26 @@ class Run:
         """Update -> what was logged for it, as logged."""
         keys = keys or ("loss", "gnorm", "lr", "wpb", "bsz")
         curve = {}
-        for line in self.lines:
+        for number, line in enumerate(self.lines):
             if "train_inner" in line and "{" in line:
-                values = json.loads(line[line.index("{") :])
+                values = whole(line[line.index("{") :], self.lines[number + 1 :])
                 curve[int(values["num_updates"])] = tuple(values[key] for key in keys)
         return curve
 
     def losses(self) -> list[float]:
         return [float(loss) for (loss,) in self.curve("loss").values()]
+
+
+def whole(text: str, later: list[str]) -> dict:
+    """What a line of JSON says, of which the end may be a later line.
+
+    Ray's log monitor tells in two what it reads while it is written: at the end of each 4096 bytes
+    of a worker's log file, now and then.
+    """
+    for rest in ("", *later[:20]):
+        with contextlib.suppress(ValueError):
+            return json.loads(text + rest)
+    raise AssertionError(f"half a line: {text}")
 
 
 def ray_train(

@@ -33,6 +33,7 @@ ORDER = (
     "training",
     "checkpoint_hook",
     "worker",
+    "surveyor",
     "distributed",
     "driver",
     "launch",

@@ -7,7 +7,6 @@ whatever its rank does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -55,6 +54,7 @@ from fairseq_ray_plugin.protocol import (
     WorkerMessage,
 )
 from fairseq_ray_plugin.worker import evidence, notices, user_code
+from fairseq_ray_plugin.worker.outbox import Outbox
 
 HEARTBEAT_S = 0.5
 """How often a node lets itself be heard."""
@@ -67,33 +67,6 @@ END_S = 1.0
 
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
-
-
-class Outbox:
-    """Messages in order, each until it is known to have arrived."""
-
-    def __init__(self) -> None:
-        self._messages: list[WorkerMessage] = []
-        self._num_forgotten = 0
-        self._has_some = asyncio.Event()
-
-    def put(self, message: WorkerMessage) -> None:
-        self._messages.append(message)
-        self._has_some.set()
-
-    def forget(self, num_heard: int) -> None:
-        """So many have arrived, since the first."""
-        num_new = max(0, num_heard - self._num_forgotten)  # a question may come late
-        del self._messages[:num_new]
-        self._num_forgotten += num_new
-        if not self._messages:
-            self._has_some.clear()
-
-    async def get(self, limit_s: float) -> list[WorkerMessage]:
-        """All that may not have arrived, as soon as there is some; nothing after `limit_s`."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_some.wait(), limit_s)
-        return list(self._messages)
 
 
 class Worker:

@@ -1,11 +1,15 @@
 """Servers, ranks and workers that do what a test says."""
 
+import time
+import types
+
 import puppets
 import pytest
 from driving import Driver
 
 from fairseq_ray_plugin.checkpoints import memory
 from fairseq_ray_plugin.protocol import Ready
+from fairseq_ray_plugin.worker.progress import Link
 
 
 @pytest.fixture
@@ -37,3 +41,23 @@ def driver(ranks, small_world, tmp_path):
     assert Ready() == driver.hear()
     yield driver
     driver.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What time it is, in a list of one."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def sent():
+    """What has been sent by `link`."""
+    return []
+
+
+@pytest.fixture
+def link(sent):
+    """A rank's end of a connection."""
+    return Link(types.SimpleNamespace(send=sent.append))

@@ -1,34 +1,11 @@
 """What a rank tells of itself."""
 
-import pytest
-
 from fairseq_ray_plugin.protocol import Activity, Advanced
-from fairseq_ray_plugin.worker import progress
-from fairseq_ray_plugin.worker.progress import Link, Progress
+from fairseq_ray_plugin.worker.progress import Progress
 
 
-class Connection:
-    """Remembers what was sent."""
-
-    def __init__(self):
-        self.sent = []
-        self.send = self.sent.append
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
-
-
-def told_by(rank):
-    connection = Connection()
-    return connection.sent, Progress(Link(connection), rank)
-
-
-def test_progress_is_told_once_a_second_and_whenever_something_else_begins(clock):
-    sent, told = told_by(rank=0)
+def test_progress_is_told_once_a_second_and_whenever_something_else_begins(clock, link, sent):
+    told = Progress(link, rank=0)
     for update in range(1, 31):
         told.advanced(update)
         clock[0] += 0.1
@@ -43,8 +20,8 @@ def test_progress_is_told_once_a_second_and_whenever_something_else_begins(clock
     assert expected == [message.activity for message in sent]
 
 
-def test_other_ranks_tell_of_their_first_update_alone(clock):
-    sent, told = told_by(rank=1)
+def test_other_ranks_tell_of_their_first_update_alone(clock, link, sent):
+    told = Progress(link, rank=1)
     for update in range(1, 31):
         told.advanced(update)
         told.doing(Activity.VALIDATING)
@@ -52,8 +29,10 @@ def test_other_ranks_tell_of_their_first_update_alone(clock):
     assert [Advanced(1, 100.0)] == sent
 
 
-def test_a_validation_caught_up_with_is_told_and_the_first_update_after_it_at_once(clock):
-    sent, told = told_by(rank=0)
+def test_a_validation_caught_up_with_is_told_and_the_first_update_after_it_at_once(
+    clock, link, sent
+):
+    told = Progress(link, rank=0)
     for activity in (Activity.VALIDATING, Activity.LOADING):
         told.doing(activity)
     told.advanced(41)

@@ -7,23 +7,7 @@ import pytest
 
 from fairseq_ray_plugin.protocol import NoSnapshot, Snapshot
 from fairseq_ray_plugin.worker import snapshots
-from fairseq_ray_plugin.worker.progress import Link
 from fairseq_ray_plugin.worker.snapshots import Snapshots
-
-
-class Connection:
-    """Remembers what was sent."""
-
-    def __init__(self):
-        self.sent = []
-        self.send = self.sent.append
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(snapshots.time, "monotonic", lambda: now[0])
-    return now
 
 
 def write(path):
@@ -43,30 +27,27 @@ def test_a_snapshot_goes_to_disk_where_memory_has_no_room(tmp_path, caplog):
     assert "no room for a snapshot in" in caplog.text
 
 
-def test_where_there_is_no_room_at_all_training_goes_on(tmp_path):
-    connection = Connection()
-
+def test_where_there_is_no_room_at_all_training_goes_on(tmp_path, link, sent):
     def full(path):
         raise RuntimeError("unexpected pos 64 vs 0")  # what torch says
 
-    Snapshots(Link(connection), full, (str(tmp_path),), 1).at_boundary(7)
-    (message,) = connection.sent
+    Snapshots(link, full, (str(tmp_path),), 1).at_boundary(7)
+    (message,) = sent
     assert isinstance(message, NoSnapshot) and "after update 7" in message.reason
 
 
-def snapshots_that_take_two_seconds(clock, every):
+def snapshots_that_take_two_seconds(clock, link, every):
     saved = []
 
     def put_by(path):
         clock[0] += 2
         saved.append(path)
 
-    connection = Connection()
-    return saved, connection, Snapshots(Link(connection), put_by, ("memory", "disk"), every)
+    return saved, Snapshots(link, put_by, ("memory", "disk"), every)
 
 
-def test_snapshots_cost_less_than_one_percent_of_the_time(clock):
-    saved, _, taken = snapshots_that_take_two_seconds(clock, None)
+def test_snapshots_cost_less_than_one_percent_of_the_time(clock, link):
+    saved, taken = snapshots_that_take_two_seconds(clock, link, None)
     begin = clock[0]
     for update in range(20_000):
         clock[0] += 0.5
@@ -76,9 +57,9 @@ def test_snapshots_cost_less_than_one_percent_of_the_time(clock):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (40, [40, 80])])
-def test_snapshots_come_as_often_as_asked_for(every, expected, clock):
-    _, connection, taken = snapshots_that_take_two_seconds(clock, every)
+def test_snapshots_come_as_often_as_asked_for(every, expected, clock, link, sent):
+    _, taken = snapshots_that_take_two_seconds(clock, link, every)
     for update in range(1, 101):
         clock[0] += 100
         taken.at_boundary(update)
-    assert [Snapshot(n, f"memory/update_{n}_{os.getpid()}.pt") for n in expected] == connection.sent
+    assert [Snapshot(n, f"memory/update_{n}_{os.getpid()}.pt") for n in expected] == sent

@@ -22,7 +22,7 @@ from fairseq_ray_plugin.protocol import (
 )
 from fairseq_ray_plugin.worker import evidence
 from fairseq_ray_plugin.worker import worker as worker_room
-from fairseq_ray_plugin.worker.worker import Outbox
+from fairseq_ray_plugin.worker.outbox import Outbox
 
 pytestmark = pytest.mark.timeout(60)
 
