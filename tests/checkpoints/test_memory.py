@@ -43,7 +43,7 @@ def test_what_is_of_no_use_goes_and_so_does_what_killed_writers_left(tmp_path):
 def leave_behind(tmp_path, run_id):
     """A worker is killed that holds a snapshot."""
     code = (
-        "import os, sys; from fairseq_ray_plugin import memory; "
+        "import os, sys; from fairseq_ray_plugin.checkpoints import memory; "
         "memory.roots = lambda: sys.argv[1:2]; folder = memory.MemoryFolder(sys.argv[2]); "
         "open(folder.disk + '/snapshot_1.pt', 'w').close(); os.kill(os.getpid(), 9)"
     )
