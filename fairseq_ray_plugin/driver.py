@@ -8,6 +8,7 @@ what is held saved first.
 from __future__ import annotations
 
 import collections
+import gc
 import logging
 import os
 import pickle
@@ -32,6 +33,9 @@ RECORD = "FAIRSEQ_RAY_RECORD"
 LAST_MOMENTS = 100
 """So many observations, at least, are kept for the report on a defect."""
 
+MAX_UNSTARTED = 5
+"""Generations in a row that could not be started, whatever was raised, after which it is a defect."""
+
 MAX_DEFECTS = 20
 """Exceptions of the decisions after which even saving what is held is given up, and looks at the
 cluster in a row that may fail.
@@ -44,6 +48,7 @@ def drive(
     """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code."""
     signals = _Signals()
     driver = Driver(cluster, config, max_ranks, record)
+    gc.freeze()  # or all that is imported is looked through again as the first stop makes its orders
     try:
         while driver.end is None:
             driver.turn(signals.received)
@@ -69,7 +74,7 @@ class Driver:
         # a state is large: one in a hundred is kept, and what was observed since
         self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
         self.moments = collections.deque([(self.state, [])], maxlen=2)
-        self.num_defects = self.num_blind = 0
+        self.num_defects = self.num_blind = self.num_unstarted = 0
         self.complaints: set[str] = set()
         self.unreached: list[protocol.Unreached] = []
         self.recordings: list[Background[Beginning | Moment]] = []
@@ -115,6 +120,8 @@ class Driver:
         for action in actions:
             try:
                 self._perform(action)
+                if isinstance(action, protocol.Start):
+                    self.num_unstarted = 0
             except Exception as error:
                 self._complain(f"{type(action).__name__} could not be done", error)
                 if isinstance(action, protocol.Tell):
@@ -123,6 +130,9 @@ class Driver:
                 elif isinstance(action, protocol.Start):
                     worker = action.ranks[0]
                     self.unreached.append(protocol.Unreached(worker, action, repr(error)))
+                    self.num_unstarted += 1
+                    if self.num_unstarted > MAX_UNSTARTED:
+                        self._defect(observation, error, traceback.format_exc())
 
     def _perform(self, action: Action) -> None:
         match action:

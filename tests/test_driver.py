@@ -5,7 +5,7 @@ import pytest
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control import loop
 from fairseq_ray_plugin.control.state import End
-from fairseq_ray_plugin.driver import MAX_DEFECTS, Driver
+from fairseq_ray_plugin.driver import MAX_DEFECTS, MAX_UNSTARTED, Driver
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
     FromRank,
@@ -24,8 +24,8 @@ from fairseq_ray_plugin.report.journal import Journal
 class Cluster:
     """One worker, which answers at once; what a test names goes wrong."""
 
-    def __init__(self, wrong=()):
-        self.wrong = set(wrong)
+    def __init__(self, wrong=(), always=False):
+        self.wrong, self.always = set(wrong), always
         self.now, self.events, self.room = 0.0, [], {"node": 1}
         self.unreached = []
 
@@ -45,7 +45,8 @@ class Cluster:
 
     def perform(self, action):
         if type(action).__name__ in self.wrong:
-            self.wrong.discard(type(action).__name__)  # once
+            if not self.always:
+                self.wrong.discard(type(action).__name__)
             raise RuntimeError("perform")
         match action:
             case protocol.Place(worker):
@@ -72,6 +73,13 @@ def test_an_action_that_cannot_be_done_is_said_once_and_the_loop_goes_on(tmp_pat
     assert "checkpoint_last.pt is the state after update 7" in driver.end.message
     assert 1 == caplog.text.count("could not be done; training goes on")
     assert (wrong != "describe") == bool(cluster.unreached), "the loop knows what did not arrive"
+
+
+def test_a_start_that_can_never_be_told_ends_the_run_as_a_defect(tmp_path, caplog):
+    driver = drive(tmp_path, Cluster(["Start"], always=True), signal_at=300)
+    assert loop.DEFECT == driver.end.exit_code and "RuntimeError" in driver.end.message
+    assert 1 == caplog.text.count("Start could not be done; training goes on")
+    assert driver.state.generation <= MAX_UNSTARTED + 1
 
 
 def test_a_cluster_that_cannot_be_observed_ends_the_run_in_the_end(tmp_path, caplog):

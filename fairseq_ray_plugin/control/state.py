@@ -272,8 +272,8 @@ class Step:
 
     def of_generation(self, standing: Standing) -> list[str]:
         """The newest generation's workers that stand so, by rank."""
-        names = [n for n in self.workers.names[standing] if self.is_in_generation(n)]
-        return sorted(names, key=lambda name: self.workers[name].rank)
+        names = self.workers.names[standing]
+        return [name for name in self.state.ranks if name in names] if names else []
 
     def usable(self) -> list[str]:
         """Workers that could run a rank in a generation that starts now."""

@@ -1,6 +1,7 @@
 """The control loop against a cluster that is a script: no clock, no Ray, milliseconds."""
 
 import dataclasses
+import gc
 import statistics
 import time
 
@@ -736,17 +737,26 @@ def test_reports_of_an_earlier_generation_change_nothing():
 
 
 def milliseconds(cluster, nodes, *events, **observed):
-    """How long a step takes."""
+    """How much of a core's time a step takes."""
     cluster.now += 0.5
     heard = dict.fromkeys(nodes, cluster.now)
     observation = protocol.Observation(now=cluster.now, events=events, heard=heard, **observed)
-    begin = time.perf_counter()
+    begin = time.thread_time()
     cluster.state, actions = loop.step(cluster.state, observation, cluster.config)
-    took = 1000 * (time.perf_counter() - begin)
+    took = 1000 * (time.thread_time() - begin)
     return took, actions
 
 
-def test_a_step_with_ten_thousand_slots_takes_under_20_ms():
+@pytest.fixture
+def frozen_heap():
+    """As the driver's: what is not the run's own is not looked through for garbage."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
     """Quiet, as a tenth more of them settle, and as all ranks raise, a thousand in a look."""
     cluster = Cluster()
     nodes = [f"node-{i}" for i in range(1250)]
@@ -767,4 +777,4 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms():
     assert statistics.median(quiet) < 5
     assert statistics.median(settling) < 5
     assert statistics.median(raising) < 20
-    assert stop < 60, "ten thousand orders"
+    assert stop < 20, "ten thousand orders"
