@@ -34,7 +34,7 @@ LAST_MOMENTS = 100
 """So many observations, at least, are kept for the report on a defect."""
 
 MAX_UNSTARTED = 5
-"""Generations in a row that could not be started, whatever was raised, after which it is a defect."""
+"""Generations in a row that could not be started, whatever was raised: then it is a defect."""
 
 MAX_DEFECTS = 20
 """Exceptions of the decisions after which even saving what is held is given up, and looks at the
@@ -48,7 +48,7 @@ def drive(
     """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code."""
     signals = _Signals()
     driver = Driver(cluster, config, max_ranks, record)
-    gc.freeze()  # or all that is imported is looked through again as the first stop makes its orders
+    gc.freeze()  # or a stop with thousands of orders looks through all that was imported
     try:
         while driver.end is None:
             driver.turn(signals.received)
