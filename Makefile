@@ -31,7 +31,7 @@ roberta: $(STAMPS)/example
 	@$(BIN)/python examples/roberta/demo.py
 
 test: $(STAMPS)/test
-	@$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMPS)/check
 	@$(BIN)/ruff check

@@ -21,11 +21,6 @@ from fairseq_ray_plugin import compat
 compat.apply()
 
 
-def pytest_collection_modifyitems(items):
-    """What needs no cluster of ours comes before it is there: a laptop has none to be found."""
-    items.sort(key=lambda item: "head" in item.fixturenames)
-
-
 @pytest.fixture(scope="session")
 def english(tmp_path_factory):
     return data.english_text(tmp_path_factory.mktemp("english"))

@@ -46,7 +46,8 @@ def has_worker(nodes, node):
 def check_nothing_left(run):
     pids = {step["pid"] for step in run.steps()}
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
-    assert [] == glob.glob("/dev/shm/fairseq_ray_*")
+    nodes = {rank["node"] for event in run.events("started") for rank in event["ranks"]}
+    assert [] == [folder for node in nodes for folder in glob.glob(f"/dev/shm/fairseq_ray_*{node}")]
 
 
 def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
