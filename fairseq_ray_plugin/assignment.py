@@ -93,6 +93,21 @@ class Fork:
 
 
 @dataclasses.dataclass(frozen=True)
+class WriteCheckpoint:
+    """A process begins that makes a checkpoint of a snapshot, and answers `Written`, or why not."""
+
+    snapshot: str
+    target: str | None
+    """None: the names that fairseq gives it, which it was put by for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    path: str | None
+    """The first of a checkpoint's names; None: fairseq wanted none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Kill:
     """The training process ends, for it does not answer."""
 
@@ -123,3 +138,31 @@ class Write:
 @dataclasses.dataclass(frozen=True)
 class Holding:
     """It lives, and is about to answer a `Hold`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """A state has been put by that is to become a checkpoint."""
+
+    number: int
+    """Of those of this rank, from 1."""
+
+    generation: int
+    update: int
+    snapshot: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Backlog:
+    """What the worker has to write."""
+
+    num_heard: int
+    """Of the rank's."""
+
+    num_due: int
+    failing: bool
+    """The last attempt failed, and there will be another."""
+
+
+NOTHING = Backlog(0, 0, False)
+"""What a rank takes it to be until it is told."""

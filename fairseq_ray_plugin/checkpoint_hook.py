@@ -20,7 +20,7 @@ from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
-from fairseq_ray_plugin.training import agreement, exact, train_iterator, train_loop
+from fairseq_ray_plugin.training import agreement, deposit, exact, raw, train_iterator, train_loop
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper, extra
 from fairseq_ray_plugin.training.data_hook import DataHistory
 from fairseq_ray_plugin.training.train_iterator import order_of
@@ -45,6 +45,7 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
 
 def _extend_checkpoints(keeper: StateKeeper) -> None:
     written: list[str] = []
+    due: list[deposit.Plan] = []
 
     @patch(Trainer, "save_checkpoint")
     def save_state(original: Any, trainer: Any, filename: str, extra_state: Any) -> Any:
@@ -56,6 +57,11 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
                 keeper.boundary, early_stop=early_stop(), pending=False, lr_step=step
             )
             # without the 32-bit parameters: these files stay as large as stock fairseq's
+            if due and keeper.on_due(
+                boundary.update,
+                lambda path: keeper.put_by_due(path, boundary, extra_state, due[0]),
+            ):
+                raise deposit.PutBy
             left_out = exact.collect(trainer, with_params=False)
             extra_state = {**extra_state, **extra(boundary, left_out)}
         path = original(trainer, filename, extra_state)
@@ -68,7 +74,13 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     ) -> Any:
         agreement.check(trainer, order_of(epoch_itr))
         written.clear()
-        result = original(cfg, trainer, epoch_itr, val_loss)
+        # a task that is told of what was written, by fairseq main, is told when it was
+        if keeper.rank == 0 and not hasattr(trainer.task, "post_save"):
+            due[:] = [deposit.plan_of(cfg, trainer, epoch_itr, val_loss)]
+        try:
+            result = original(cfg, trainer, epoch_itr, val_loss)
+        except deposit.PutBy:
+            return None
         if written and keeper.rank == 0:
             path = written[0] if cfg.no_last_checkpoints else last_checkpoint(cfg)
             keeper.on_checkpoint(path, trainer.get_num_updates())
@@ -128,7 +140,12 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
 
     @patch(checkpoint_utils, "load_checkpoint_to_cpu")
     def load_checkpoint_to_cpu(original: Any, *args: Any, **kwargs: Any) -> Any:
-        return train_iterator.add_position(original(*args, **kwargs))
+        path = args[0] if args else kwargs["path"]
+        if raw.is_raw(path):
+            state = checkpoint_utils._upgrade_state_dict(raw.read(path))
+        else:
+            state = original(*args, **kwargs)
+        return train_iterator.add_position(state)
 
     @patch(Trainer, "load_checkpoint")
     def load_state(
@@ -166,7 +183,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
 def _newest_whole(path: str) -> str | None:
     if PathManager.path_requires_pathmanager(path):  # it cannot be looked into
         return path if PathManager.isfile(path) else None
-    return files.newest_whole(path)
+    return path if raw.is_raw(path) else files.newest_whole(path)
 
 
 def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None:

@@ -106,6 +106,16 @@ class Checkpointed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Delayed:
+    """A checkpoint could not be written; training goes on."""
+
+    update: int
+    reason: str
+    given_up: bool = False
+    """It will not be tried again: newer ones wait."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Snapshot:
     """The state has been put by in the node's memory, in case that all processes die."""
 
@@ -211,6 +221,7 @@ RankMessage = (
     | Advanced
     | Doing
     | Checkpointed
+    | Delayed
     | Snapshot
     | NoSnapshot
     | Held

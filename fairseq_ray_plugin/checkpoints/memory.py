@@ -21,6 +21,12 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "fairseq_ray_"
 
+RAW = ".raw"
+"""How names of snapshots end (see `raw`)."""
+
+_SPARE = "spare"
+"""A file that was a snapshot: its pages are there, and need not be found again."""
+
 
 def roots() -> list[str]:
     """The folder whose files live in memory, and one on disk for when there is no such room."""
@@ -60,8 +66,12 @@ class MemoryFolder:
     def remove(self, paths: Iterable[str]) -> None:
         """Snapshots that are of no use any more; one that stays takes room, and that is all."""
         for path in paths:
+            spare = os.path.join(os.path.dirname(path), _SPARE)
             with contextlib.suppress(OSError):
-                os.remove(path)
+                if path.endswith(RAW) and os.stat(path).st_nlink == 1 and not os.path.exists(spare):
+                    os.rename(path, spare)
+                else:
+                    os.remove(path)
 
     def remove_partials(self) -> None:
         """What killed writers left of a snapshot: `NAME.PID.tmp`, of a process that is no more."""
@@ -76,6 +86,12 @@ class MemoryFolder:
         for folder, held in self._held.items():
             os.close(held)
             _remove_abandoned(os.path.dirname(folder))
+
+
+def use_spare(path: str) -> None:
+    """A file is at `path` that may be overwritten, if there is one to spare beside it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(os.path.join(os.path.dirname(path), _SPARE), path)
 
 
 def _hold(folder: str) -> int | None:

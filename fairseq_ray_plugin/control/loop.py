@@ -31,7 +31,9 @@ from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
     Copy,
+    Delayed,
     Doing,
+    Drop,
     Ended,
     Event,
     Finished,
@@ -237,16 +239,19 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             stopping.not_saved(s, reason)
         case Snapshot(update, path):
             copy = Copy(update, InMemory(node, path))
-            # but not one that has been under way for long
-            if copies.freshest(filter(None, [s.state.snapshots.get(node), copy])) == copy:
-                s.set(told_of_full_memory=False)
+            s.set(told_of_full_memory=False)
+            kept = s.state.snapshots.get(node)
+            if copies.freshest(filter(None, [kept, copy])) == copy:
                 stopping.keep(s, name, copy)
+            else:  # it has been under way for long, or a second one of the same update
+                s.tell([name], Drop(frozenset([path])))
         case NoSnapshot(reason) if not s.state.told_of_full_memory:
             s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
         case Checkpointed(update, path):
-            s.set(checkpoint=Copy(update, InSaveDir(path)))
-            s.log(EventKind.CHECKPOINT, path=path)
+            stopping.is_checkpoint(s, Copy(update, InSaveDir(path)))
+        case Delayed():
+            stopping.is_delayed(s, says)
         case Missing(path) if generation == worker.generation:
             # it does not begin, and what its worker's older rank holds is asked for with the rest
             s.set(
@@ -291,8 +296,9 @@ def _train(s: Step) -> None:
         if state.ranks[0] in done and (
             len(done) == len(state.ranks) or (first and s.now - first.since > FINISH_S)
         ):
-            stopping.finish(s)
-            return
+            if stopping.finish(s):
+                return
+            state = s.state
     if state.ending is not None:
         # where one rank has come to rest already, the others wait for it
         at_once = len(s.of_generation(Standing.TRAINING)) < len(state.ranks)

@@ -11,7 +11,7 @@ from fairseq_ray_plugin.control.failures import Cause, Failure, Strikes
 from fairseq_ray_plugin.control.hangs import Pace
 from fairseq_ray_plugin.control.nodes import NodeRecord
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import ClusterAction, Copy, Order, Remove, Tell
+from fairseq_ray_plugin.protocol import ClusterAction, Copy, Delayed, Order, Remove, Tell
 from fairseq_ray_plugin.report.journal import Event, EventKind
 
 Value = TypeVar("Value")
@@ -161,6 +161,9 @@ class State:
 
     waiting: str | None = None
     """What the log last said that training waits for."""
+
+    delayed: Delayed | None = None
+    """The newest checkpoint that could not be written, if none after it has been."""
 
     told_of_full_memory: bool = False
     """The log has said that snapshots find no room, since the last that did."""
@@ -319,13 +322,20 @@ class Step:
         self.actions.append(Remove(worker))
         del self.workers[worker]
 
-    def log(self, kind: EventKind, cause: str | None = None, **details: Any) -> None:
+    def log(
+        self,
+        kind: EventKind,
+        cause: str | None = None,
+        update: int | None = None,
+        **details: Any,
+    ) -> None:
+        """An event, of the update that training is at where no other is named."""
         state = self.state
         event = Event(
             kind=kind,
             generation=state.generation,
             world_size=len(state.ranks),
-            update=state.update,
+            update=state.update if update is None else update,
             cause=cause,
             details=details,
         )

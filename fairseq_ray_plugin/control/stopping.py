@@ -7,6 +7,7 @@ all have completed N, so the states held differ by one update at the most.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from fairseq_ray_plugin.control import copies, nodes
 from fairseq_ray_plugin.control.failures import Cause, Failure, describe, first_cause
@@ -20,7 +21,17 @@ from fairseq_ray_plugin.control.state import (
     Stopping,
     Training,
 )
-from fairseq_ray_plugin.protocol import Copy, Drop, HeldBy, Hold, InMemory, InSaveDir, Publish, Save
+from fairseq_ray_plugin.protocol import (
+    Copy,
+    Delayed,
+    Drop,
+    HeldBy,
+    Hold,
+    InMemory,
+    InSaveDir,
+    Publish,
+    Save,
+)
 from fairseq_ray_plugin.report.journal import EventKind
 
 SILENCE_S = 1.0
@@ -102,25 +113,32 @@ def stop(s: Step, phase: Stopping) -> None:
         s.set_worker(name, standing=Standing.SILENT, since=s.now)
         fail(s, Failure(Cause.LOST, f"{s.describe(name)} does not answer", with_node=True))
     finished = s.of_generation(Standing.FINISHED)
-    if state.ranks[0] in finished:
-        finish(s)
+    if state.ranks[0] in finished and finish(s):
         return
     for name in finished:  # what they hold is the last update, with rank 0's checkpoint to come
         s.set_worker(name, standing=Standing.READY)
     if phase.cause is Cause.PREEMPTED or any(f.cause is Cause.LOST for f in s.failures):
         s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
     first = first_cause(s.failures)
-    traceback = {"traceback": first.error.traceback} if first and first.error else {}
-    s.log(EventKind.STOPPED, describe(phase.cause, first), **traceback)
+    more: dict[str, Any] = {}
+    if first and first.error:
+        more["traceback"] = first.error.traceback
+    s.log(EventKind.STOPPED, describe(phase.cause, first), **more)
     if first is not None and state.ending is None:
         _judge(s, first)
     s.enter(Gathering(s.now))
 
 
-def finish(s: Step) -> None:
-    """Rank 0 has written the last checkpoint."""
+def finish(s: Step) -> bool:
+    """Rank 0 has come to the end of the training; whether the run is over with that."""
     message = f"training finished after {s.state.update} updates"
-    s.end(Ending(EventKind.FINISHED, 0, message))
+    if s.state.delayed is None:
+        s.end(Ending(EventKind.FINISHED, 0, message))
+        return True
+    if s.state.ending is None:
+        reason = s.state.delayed.reason
+        s.end_soon(Ending(EventKind.FAILED, 1, f"{message}, but could not be saved: {reason}"))
+    return False
 
 
 def _grace(s: Step, phase: Stopping) -> float:
@@ -224,7 +242,7 @@ def saved(s: Step, update: int, path: str) -> None:
     assert isinstance(phase, Saving)
     if phase.as_checkpoint:
         s.set(checkpoint=Copy(update, InSaveDir(path)))
-        s.log(EventKind.CHECKPOINT, path=path)
+        s.log(EventKind.CHECKPOINT, update=update, path=path)
     else:
         keep(s, phase.worker, Copy(update, InMemory(s.workers[phase.worker].node, path)))
     s.enter(Gathering(s.now))
@@ -242,6 +260,29 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
     paths = frozenset(c.place.path for c in useless if isinstance(c.place, InMemory))
     if paths:
         s.tell([worker], Drop(paths))
+
+
+def is_checkpoint(s: Step, copy: Copy) -> None:
+    """One has been written, behind training: it may have been due for long."""
+    assert isinstance(copy.place, InSaveDir)
+    known, delayed = s.state.checkpoint, s.state.delayed
+    if known is None or known.update <= copy.update:
+        s.set(checkpoint=copy)
+    if delayed is not None and delayed.update <= copy.update:
+        s.set(delayed=None)
+    s.log(EventKind.CHECKPOINT, update=copy.update, path=copy.place.path)
+
+
+def is_delayed(s: Step, delayed: Delayed) -> None:
+    """One could not be written, while training goes on."""
+    s.set(delayed=delayed)
+    known = s.state.checkpoint.update if s.state.checkpoint else 0
+    then = "given up for newer ones" if delayed.given_up else "tried again"
+    s.log(
+        EventKind.UNSAVED,
+        f"the checkpoint after update {delayed.update}, which is {then}: {delayed.reason}; without "
+        f"what is in memory {s.state.update - known} updates would be lost",
+    )
 
 
 def not_saved(s: Step, reason: str) -> None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from fairseq import utils
 
-from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.checkpoints import files, memory
 from fairseq_ray_plugin.protocol import Activity
-from fairseq_ray_plugin.training import exact
+from fairseq_ray_plugin.training import exact, raw
+from fairseq_ray_plugin.training.deposit import DUE, Plan
 
 EXTRA = "elastic"
 """Key of our part of a checkpoint's `extra_state`; stock fairseq passes over it."""
@@ -53,6 +55,8 @@ class StateKeeper:
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
+        on_due: called with the updates of a checkpoint that is due, and what puts it by in a path;
+            returns whether there was room.
     """
 
     def __init__(
@@ -63,10 +67,11 @@ class StateKeeper:
         on_doing: Callable[[Activity], None] = lambda activity: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
+        on_due: Callable[[int, Callable[[str], object]], bool] = lambda update, put_by: False,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_doing = on_boundary, on_doing
-        self.on_hold, self.on_checkpoint = on_hold, on_checkpoint
+        self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
         self.hold_requested = threading.Event()
         self.asked = 0
         """Which generation was last to be held."""
@@ -124,6 +129,12 @@ class StateKeeper:
         assert self.boundary is not None and not self._in_update
         return self._write(path, self.boundary)
 
+    def put_by_due(
+        self, path: str, boundary: Boundary, extra_state: dict[str, Any], plan: Plan
+    ) -> int:
+        """As `put_by`, of a checkpoint: with what fairseq adds to it, and what is to be done."""
+        return self._write(path, boundary, extra_state, {DUE: plan})
+
     def rest(self) -> None:
         """Training stays at this boundary until the process ends, if that was asked for."""
         if self.hold_requested.is_set():
@@ -156,7 +167,13 @@ class StateKeeper:
             raise RuntimeError("there is no state to save")
         return self._write(path, self.boundary)
 
-    def _write(self, path: str, boundary: Boundary) -> int:
+    def _write(
+        self,
+        path: str,
+        boundary: Boundary,
+        extra_state: Mapping[str, Any] = MappingProxyType({}),
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> int:
         with _side_stream():
             self.trainer.consolidate_optimizer()
             state = self.trainer.state_dict()
@@ -171,8 +188,14 @@ class StateKeeper:
         )
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
+        state["extra_state"].update(extra_state)
+        state.update(more)
         with files.whole(path) as partial:
-            torch.save(state, partial)
+            if path.endswith(memory.RAW):
+                memory.use_spare(partial)
+                raw.write(state, partial)
+            else:
+                torch.save(state, partial)
         return boundary.update
 
 

@@ -20,17 +20,28 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
+from typing import Any
 
-from fairseq_ray_plugin.assignment import Assignment, Exited, Fork, Forked, Kill, Preload
+from fairseq_ray_plugin.assignment import (
+    Assignment,
+    Exited,
+    Fork,
+    Forked,
+    Kill,
+    Preload,
+    WriteCheckpoint,
+)
 from fairseq_ray_plugin.protocol import Ready, Unfit
 from fairseq_ray_plugin.worker import evidence
 
-Train = Callable[[Assignment, Connection, int | None], object]
-"""Trains as one rank, in the child: its assignment, its connection to the worker, and the listening
-socket at the generation's store, on rank 0."""
+Task = Assignment | WriteCheckpoint
+
+Run = Callable[[Task, Connection, int | None], object]
+"""What a child does: its task, its connection to the worker, and on rank 0 the listening socket at
+the generation's store."""
 
 
-def main(make_ready: Callable[[Preload], Train]) -> None:
+def main(make_ready: Callable[[Preload], Run]) -> None:
     """Serve the worker until it wants no more.
 
     Args:
@@ -45,15 +56,15 @@ def main(make_ready: Callable[[Preload], Train]) -> None:
     except EOFError:
         return  # the worker is gone
     try:
-        train = make_ready(preload)
+        run = make_ready(preload)
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return
     connection.send(Ready())
-    _serve(connection, train)
+    _serve(connection, run)
 
 
-def make_fairseq_ready(preload: Preload) -> Train:
+def make_fairseq_ready(preload: Preload) -> Run:
     """All that training needs is imported, and its configuration complete with all defaults."""
     if os.path.isdir(preload.working_dir):
         os.chdir(preload.working_dir)
@@ -68,7 +79,7 @@ def make_fairseq_ready(preload: Preload) -> Train:
     import torch._dynamo
     from omegaconf import OmegaConf
 
-    from fairseq_ray_plugin.worker.rank import train_rank
+    from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
 
     if preload.user_dir is not None:
         from fairseq.utils import import_user_module
@@ -89,15 +100,26 @@ def make_fairseq_ready(preload: Preload) -> Train:
     # other, and by writing to it make it its own
     gc.collect()
     gc.freeze()
-    return functools.partial(train_rank, cfg)
+    return functools.partial(_run, cfg)
 
 
-def _serve(connection: Connection, train: Train) -> None:
+def _run(cfg: Any, task: Task, connection: Connection, listener: int | None) -> None:
+    from fairseq_ray_plugin.worker import rank, writer
+
+    match task:
+        case Assignment():
+            rank.train_rank(cfg, task, connection, listener)
+        case WriteCheckpoint():
+            writer.write_checkpoint(task, connection)
+
+
+def _serve(connection: Connection, run: Run) -> None:
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
     child, ooms = 0, 0
+    writers: set[int] = set()
     while True:
         readable = wait([connection, woken])
         if woken in readable:
@@ -108,12 +130,14 @@ def _serve(connection: Connection, train: Train) -> None:
                     child = 0
                     how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
                     connection.send(Exited(pid, how))
+            # how it ended is known from what it said
+            writers = {writer for writer in writers if os.waitpid(writer, os.WNOHANG) == (0, 0)}
         if connection in readable:
             try:
                 command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
                 command = None
-            if child:
+            if child and not isinstance(command, WriteCheckpoint):
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 if isinstance(command, Kill):
@@ -128,18 +152,25 @@ def _serve(connection: Connection, train: Train) -> None:
                     ooms = evidence.num_oom_kills()
                     child = os.fork()
                     if child == 0:
-                        _become_rank(connection, (woken, waker), train, assignment, link, listener)
+                        _become(connection, (woken, waker), run, assignment, link, listener)
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
                     connection.send(Forked(assignment.generation, child))
+                case WriteCheckpoint():
+                    link = recv_handle(connection)
+                    writer = os.fork()
+                    if writer == 0:
+                        _become(connection, (woken, waker), run, command, link, None)
+                    os.close(link)
+                    writers.add(writer)
 
 
-def _become_rank(
+def _become(
     server: Connection,
     pipe: tuple[int, int],
-    train: Train,
-    assignment: Assignment,
+    run: Run,
+    task: Task,
     link: int,
     listener: int | None,
 ) -> None:
@@ -154,7 +185,7 @@ def _become_rank(
             os.close(fd)
         server.close()
         _die_with_parent()
-        train(assignment, Connection(link), listener)
+        run(task, Connection(link), listener)
     except BaseException:
         traceback.print_exc()
     finally:

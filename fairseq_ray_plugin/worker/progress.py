@@ -7,7 +7,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
-from fairseq_ray_plugin.assignment import Holding
+from fairseq_ray_plugin.assignment import Due, Holding
 from fairseq_ray_plugin.protocol import Activity, Advanced, Doing, RankMessage
 
 
@@ -18,7 +18,7 @@ class Link:
         self._connection = connection
         self._lock = threading.Lock()
 
-    def send(self, message: RankMessage | Holding) -> None:
+    def send(self, message: RankMessage | Holding | Due) -> None:
         with self._lock:
             self._connection.send(message)
 

@@ -22,9 +22,10 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.assignment import Assignment, Holding, Write
+from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.protocol import (
+    Activity,
     Checkpointed,
     Error,
     Finished,
@@ -41,6 +42,7 @@ from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.worker import snapshots
+from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
@@ -68,15 +70,20 @@ def train_rank(
         progress.advanced(update)
         by_and_by.at_boundary(update)
 
+    deposits = Deposits(
+        link, assignment.generation, by_and_by, lambda: progress.doing(Activity.SAVING)
+    )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
+    keeper.on_due = deposits.add
     keeper.on_hold = lambda update: link.send(Held(update, keeper.asked))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
-    answers = threading.Thread(target=answer, args=(connection, link, keeper), daemon=True)
-    answers.start()
+    told = (connection, link, keeper, deposits)
+    threading.Thread(target=answer, args=told, daemon=True).start()
     try:
         _train(cfg, assignment, listener, keeper)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
+        deposits.wait_until_written()
     except Refused as error:
         link.send(Refusal(str(error), error.spoiled))
     except BaseException as error:
@@ -117,7 +124,7 @@ def as_it_travels(error: BaseException, by_peer: bool) -> Error:
     return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text)
 
 
-def answer(connection: Connection, link: Link, keeper: StateKeeper) -> None:
+def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: Deposits) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     orders: queue.SimpleQueue[Hold | Write] = queue.SimpleQueue()
     threading.Thread(target=_obey, args=(orders, link, keeper), daemon=True).start()
@@ -126,6 +133,9 @@ def answer(connection: Connection, link: Link, keeper: StateKeeper) -> None:
             order = connection.recv()
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
+        if isinstance(order, Backlog):
+            deposits.hear(order)
+            continue
         if isinstance(order, Hold):
             link.send(Holding())  # the worker ends a process that says nothing
         orders.put(order)

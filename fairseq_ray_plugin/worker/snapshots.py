@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
+from fairseq_ray_plugin.checkpoints.memory import RAW
 from fairseq_ray_plugin.protocol import NoSnapshot, Snapshot
 from fairseq_ray_plugin.worker.progress import Link
 
@@ -36,7 +37,7 @@ class Snapshots:
         every: int | None,
     ) -> None:
         self._link, self._put_by, self._folders, self._every = link, put_by, folders, every
-        self._pid = os.getpid()
+        self._pid, self._num_written = os.getpid(), 0
         self._due = time.monotonic() + FIRST_SNAPSHOT_S
 
     def at_boundary(self, update: int) -> None:
@@ -47,13 +48,30 @@ class Snapshots:
                 return
         elif self._every == 0 or update % self._every:
             return
+        self.put_by(update, self._put_by)
+
+    def put_by(
+        self, update: int, write_to: Callable[[str], object], other_name: str = ""
+    ) -> str | None:
+        """Write the state of this boundary, and say so; returns where, None: there is no room.
+
+        Args:
+            other_name: the end of another name for the file, which the driver does not know of.
+        """
+        begin = time.monotonic()
+        self._num_written += 1
+        path: str | None = None
         try:
-            path = write(self._put_by, self._folders, f"update_{update}_{self._pid}.pt")
+            name = f"update_{update}_{self._pid}_{self._num_written}{RAW}"
+            path = write(write_to, self._folders, name)
+            if other_name:
+                os.link(path, path + other_name)
         except Exception as error:  # a full disk is no reason to end training
             self._link.send(NoSnapshot(f"no snapshot after update {update}: {error!r}"))
         else:
             self._link.send(Snapshot(update, path))
         self._due = time.monotonic() + (time.monotonic() - begin) * SNAPSHOT_SHARE
+        return path
 
 
 def write(save: Callable[[str], object], folders: tuple[str, ...], name: str) -> str:

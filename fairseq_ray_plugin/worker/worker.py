@@ -20,6 +20,8 @@ import psutil
 
 from fairseq_ray_plugin.assignment import (
     Assignment,
+    Backlog,
+    Due,
     Exited,
     Fork,
     Forked,
@@ -29,17 +31,15 @@ from fairseq_ray_plugin.assignment import (
     Preload,
     Role,
     Write,
+    WriteCheckpoint,
 )
-from fairseq_ray_plugin.checkpoints import files
-from fairseq_ray_plugin.checkpoints.memory import MemoryFolder
+from fairseq_ray_plugin.checkpoints.memory import RAW, MemoryFolder
 from fairseq_ray_plugin.protocol import (
-    Copy,
     Drop,
     Ended,
     FromRank,
     Held,
     Hold,
-    InMemory,
     Missing,
     Order,
     Publish,
@@ -47,7 +47,6 @@ from fairseq_ray_plugin.protocol import (
     Ready,
     Running,
     Save,
-    Saved,
     Stacks,
     Unfit,
     Unsaved,
@@ -55,12 +54,16 @@ from fairseq_ray_plugin.protocol import (
 )
 from fairseq_ray_plugin.worker import evidence, notices, user_code
 from fairseq_ray_plugin.worker.outbox import Outbox
+from fairseq_ray_plugin.worker.writing import Writing
 
 HEARTBEAT_S = 0.5
 """How often a node lets itself be heard."""
 
 ANSWER_S = 2.0
 """A training process that has not answered for so long, when told to hold at once, is ended."""
+
+WRITING_S = 60.0
+"""The last checkpoint waits so long for the one that is being written."""
 
 END_S = 1.0
 """A server that takes longer to end is ended; nobody waits long for a worker that stops."""
@@ -78,6 +81,11 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.messages = Outbox()
+        self.writing = Writing(
+            self._fork_writer,
+            lambda generation, says: self.messages.put(FromRank(generation, says)),
+            self._pass_on,
+        )
         # by node, not by machine: several nodes of a cluster may share one
         self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
         self.listener: socket.socket | None = None
@@ -209,6 +217,15 @@ class Worker:
             listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
+        self.writing.new_rank()
+
+    def _fork_writer(self, order: WriteCheckpoint) -> Connection:
+        assert self.server is not None
+        link, end = Pipe()
+        self.server.send(order)
+        send_handle(self.server, end.fileno(), None)
+        end.close()
+        return link
 
     def _is_missing(self, path: str) -> bool:
         in_memory = os.path.dirname(path) in self.memory.folders
@@ -220,9 +237,9 @@ class Worker:
             case Hold():
                 await self._hold(order)
             case Save(as_checkpoint):
-                self._save(as_checkpoint)
+                await self._save(as_checkpoint)
             case Publish(snapshot):
-                await self._publish(snapshot)
+                self.writing.publish(self.generation, snapshot, self.job.last_checkpoint)
             case Drop(paths):
                 self.memory.remove(paths)
 
@@ -249,29 +266,22 @@ class Worker:
             assert self.server is not None
             self.server.send(Kill())
 
-    def _save(self, as_checkpoint: bool) -> None:
+    async def _save(self, as_checkpoint: bool) -> None:
+        if as_checkpoint:  # an older state must not come after it under the same name
+            await self.writing.idle(WRITING_S)
         if self.link is None:
             self._say(Unsaved("the training process that held it is no more"))
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
             self._pass_on(Write((folder,), name))
         else:
-            self._pass_on(Write(self.memory.folders, f"held_{self.generation}_{self.pid}.pt"))
-
-    async def _publish(self, snapshot: Copy) -> None:
-        assert isinstance(snapshot.place, InMemory)
-        source, target = snapshot.place.path, self.job.last_checkpoint
-        try:
-            with files.whole(target) as partial:
-                await asyncio.to_thread(shutil.copyfile, source, partial)
-        except OSError as error:
-            self._say(Unsaved(f"{target}: {error!r}"))
-        else:
-            self._say(Saved(snapshot.update, target))
+            name = f"held_{self.generation}_{self.pid}{RAW}"
+            self._pass_on(Write(self.memory.folders, name))
 
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
+        self.writing.close()
         if self.server is not None:
             for watch in self.watches:
                 watch.cancel()
@@ -290,7 +300,7 @@ class Worker:
     def _say(self, message: RankMessage) -> None:
         self.messages.put(FromRank(self.generation, message))
 
-    def _pass_on(self, order: Hold | Write) -> None:
+    def _pass_on(self, order: Hold | Write | Backlog) -> None:
         try:
             if self.link is not None:
                 self.link.send(order)
@@ -307,10 +317,13 @@ class Worker:
         try:
             while self.link is not None and self.link.poll():
                 message = self.link.recv()
-                if isinstance(message, Holding):
-                    self.answered = True
-                else:
-                    self._say(message)
+                match message:
+                    case Holding():
+                        self.answered = True
+                    case Due():
+                        self.writing.add(message)
+                    case _:
+                        self._say(message)
         except (EOFError, OSError):
             self._drop_link()
 

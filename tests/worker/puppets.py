@@ -10,7 +10,7 @@ import signal
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
-from fairseq_ray_plugin.assignment import Assignment, Preload
+from fairseq_ray_plugin.assignment import Preload
 from fairseq_ray_plugin.worker import forkserver
 
 PROGRAM = str(Path(__file__))
@@ -24,7 +24,11 @@ class Puppet:
 
     def __init__(self, strings):
         self._strings = strings
-        self.pid, self.assignment, self.listener = strings.recv()
+        self.pid, self.task, self.listener = strings.recv()
+
+    @property
+    def assignment(self):
+        return self.task
 
     def say(self, *messages):
         """Its worker hears the messages."""
@@ -98,7 +102,7 @@ class Puppets:
         self._all.clear()
 
 
-def make_ready(preload: Preload) -> forkserver.Train:
+def make_ready(preload: Preload) -> forkserver.Run:
     what, address = pickle.loads(preload.cfg)
     if what == "imports":
         obey(address)
@@ -107,12 +111,12 @@ def make_ready(preload: Preload) -> forkserver.Train:
 
 def obey(
     address: str,
-    assignment: Assignment | None = None,
+    task: forkserver.Task | None = None,
     link: Connection | None = None,
     listener: int | None = None,
 ) -> None:
     with Client(address) as strings:
-        strings.send((os.getpid(), assignment, listener))
+        strings.send((os.getpid(), task, listener))
         while True:
             match strings.recv():
                 case "say", message:

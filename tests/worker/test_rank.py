@@ -11,8 +11,10 @@ import pytest
 from fairseq_ray_plugin.assignment import Holding, Write
 from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
+from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link
 from fairseq_ray_plugin.worker.rank import answer
+from fairseq_ray_plugin.worker.snapshots import Snapshots
 
 WAIT_S = 10
 """A test fails that waits longer for what it expects."""
@@ -39,7 +41,10 @@ def worker(keeper, monkeypatch):
 
     monkeypatch.setattr(os, "_exit", end)
     worker, rank = Pipe()
-    answers = threading.Thread(target=answer, args=(rank, Link(rank), keeper), daemon=True)
+    link = Link(rank)
+    deposits = Deposits(link, 1, Snapshots(link, keeper.put_by, (), 0), lambda: None)
+    told = (rank, link, keeper, deposits)
+    answers = threading.Thread(target=answer, args=told, daemon=True)
     answers.start()
     yield worker
     worker.close()

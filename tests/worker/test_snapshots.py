@@ -62,4 +62,5 @@ def test_snapshots_come_as_often_as_asked_for(every, expected, clock, link, sent
     for update in range(1, 101):
         clock[0] += 100
         taken.at_boundary(update)
-    assert [Snapshot(n, f"memory/update_{n}_{os.getpid()}.pt") for n in expected] == sent
+    names = [f"memory/update_{n}_{os.getpid()}_{i}.raw" for i, n in enumerate(expected, 1)]
+    assert [*map(Snapshot, expected, names)] == sent

@@ -1,7 +1,6 @@
 """What a rank holds is saved, what nobody wants is removed, and a worker leaves nothing behind."""
 
 import os
-import resource
 import shutil
 import signal
 
@@ -9,7 +8,7 @@ import psutil
 import pytest
 from driving import hold, start
 
-from fairseq_ray_plugin.assignment import Write
+from fairseq_ray_plugin.assignment import Write, WriteCheckpoint, Written
 from fairseq_ray_plugin.protocol import (
     Copy,
     Drop,
@@ -35,7 +34,7 @@ def test_what_is_held_goes_to_the_nodes_memory_or_becomes_the_last_checkpoint(dr
     hold(driver, rank)
     driver.tell(Save(as_checkpoint=False))
     folders = tuple(map(str, driver.memory))
-    assert Write(folders, f"held_1_{rank.pid}.pt") == rank.hear()
+    assert Write(folders, f"held_1_{rank.pid}.raw") == rank.hear()
     driver.tell(Save(as_checkpoint=True))
     save_dir = str(driver.last_checkpoint.parent)
     assert Write((save_dir,), "checkpoint_last.pt") == rank.hear()
@@ -52,48 +51,37 @@ def test_without_a_rank_nothing_is_saved(driver, ranks):
     assert FromRank(1, Unsaved("the training process that held it is no more")) == driver.hear()
 
 
-def snapshot_in_memory(driver, content=b"x" * 3_000_000):
-    path = driver.memory[0] / "update_7.pt"
-    path.write_bytes(content)
-    return Copy(7, InMemory("node", str(path)))
+def snapshot_in_memory(driver, update=7):
+    path = driver.memory[0] / f"update_{update}.raw"
+    path.write_text("state")
+    return Copy(update, InMemory("node", str(path)))
 
 
-def test_a_snapshot_becomes_the_last_checkpoint(driver):
-    driver.last_checkpoint.write_text("an old one")
-    driver.tell(Publish(snapshot_in_memory(driver, b"the state")))
-    assert FromRank(0, Saved(7, str(driver.last_checkpoint))) == driver.hear()
-    assert b"the state" == driver.last_checkpoint.read_bytes()
-    assert [driver.last_checkpoint] == [*driver.last_checkpoint.parent.iterdir()]
-
-
-def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(driver):
-    driver.last_checkpoint.write_text("an old one")
+def test_a_snapshot_becomes_the_last_checkpoint_also_where_its_rank_is_no_more(driver, ranks):
     snapshot = snapshot_in_memory(driver)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        driver.tell(Publish(snapshot))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    unsaved = driver.hear().says
-    assert isinstance(unsaved, Unsaved) and str(driver.last_checkpoint) in unsaved.reason
-    assert "an old one" == driver.last_checkpoint.read_text()
-    assert [driver.last_checkpoint] == [*driver.last_checkpoint.parent.iterdir()]
-
-
-def test_a_checkpoint_whose_folder_cannot_be_made_is_not_saved(driver):
-    driver.last_checkpoint.parent.rmdir()
-    driver.last_checkpoint.parent.write_text("no folder")
-    driver.tell(Publish(snapshot_in_memory(driver)))
-    assert isinstance(driver.hear().says, Unsaved)
+    target = str(driver.last_checkpoint)
+    driver.tell(Publish(snapshot))
+    writer = ranks.next()
+    assert WriteCheckpoint(snapshot.place.path, target) == writer.task
+    writer.say(writer.pid, Written(target))
+    assert FromRank(0, Saved(7, target)) == driver.hear()
+    driver.tell(Publish(snapshot))
+    ranks.next().say("the disk is full")
+    assert FromRank(0, Unsaved(f"{target}: the disk is full")) == driver.hear()
+    driver.tell(Publish(snapshot))
+    ranks.next().kill()
+    assert "killed" in driver.hear().says.reason
 
 
 def test_what_is_not_wanted_any_more_takes_no_room(driver):
     first, disk = driver.memory
     old = snapshot_in_memory(driver)
-    (disk / "update_9.pt").write_text("state")
+    (disk / "update_9.raw").write_text("state")
     driver.tell(Drop(frozenset([old.place.path])))
-    assert [["held"], ["held", "update_9.pt"]] == [sorted(os.listdir(f)) for f in (first, disk)]
+    now = [sorted(os.listdir(f)) for f in (first, disk)]
+    assert [["held", "spare"], ["held", "update_9.raw"]] == now, "one is used again"
+    driver.tell(Drop(frozenset([snapshot_in_memory(driver, 8).place.path])))
+    assert ["held", "spare"] == sorted(os.listdir(first))
 
 
 def test_what_a_killed_rank_left_of_a_snapshot_goes_with_it(driver, ranks):

@@ -1,0 +1,163 @@
+"""A process that makes a checkpoint of a state in memory, by fairseq's own function.
+
+Which names it has, what is copied to them and which older ones go is fairseq's to say
+(`checkpoint_utils.save_checkpoint`), as if training had waited for it: it asks what it needs of a
+trainer and an iterator, and these answer as they did then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
+from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.training import raw
+from fairseq_ray_plugin.training.boundary import EXTRA
+from fairseq_ray_plugin.training.deposit import DUE, Plan
+
+NICENESS = 5
+"""Training comes first."""
+
+
+def write_checkpoint(task: WriteCheckpoint, connection: Connection) -> None:
+    """Answer who writes, and then what came of it: `Written`, or why not."""
+    os.nice(NICENESS)
+    connection.send(os.getpid())
+    try:
+        result: Written | str = _write(task)
+    except Exception as error:
+        result = _reason(error)
+    connection.send(result)
+    os._exit(0)
+
+
+def _write(task: WriteCheckpoint) -> Written:
+    state = raw.read(task.snapshot, mapped=True)
+    plan: Plan | None = state.pop(DUE, None)
+    if task.target is not None:
+        _save(state, task.target)
+        return Written(task.target)
+    assert plan is not None
+    # without the 32-bit parameters: these files stay as large as stock fairseq's
+    state["extra_state"][EXTRA]["left_out"].pop("params", None)
+    return Written(as_fairseq_does(plan, lambda filename: _save(state, filename)))
+
+
+def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
+    """All that fairseq does for a checkpoint; returns the first of its names.
+
+    Args:
+        save: writes the state to a path.
+    """
+    written: list[str] = []
+
+    def save_first(filename: str) -> None:
+        save(filename)
+        written.append(filename)
+
+    PathManager.copy = staticmethod(_give_another_name)
+    logging.getLogger(checkpoint_utils.__name__).addFilter(_is_not_said_by_the_rank)
+    function = checkpoint_utils.save_checkpoint
+    if plan.best is None:
+        vars(function).pop("best", None)
+    else:
+        function.best = plan.best
+    function(plan.cfg, _Trainer(plan, save_first), _Iterator(plan), plan.val_loss)
+    return written[0] if written else None
+
+
+class _Trainer:
+    """What fairseq asks of a trainer as it writes a checkpoint."""
+
+    data_parallel_rank = 0
+    should_save_checkpoint_on_current_rank = True
+    always_call_state_dict_during_save_checkpoint = False
+
+    def __init__(self, plan: Plan, save: Callable[[str], None]) -> None:
+        self._plan, self._save = plan, save
+        self.checkpoint_suffix = plan.suffix
+
+    def get_num_updates(self) -> int:
+        return self._plan.update
+
+    def consolidate_optimizer(self) -> None:
+        pass
+
+    def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> str:
+        self._save(filename)
+        return filename
+
+
+class _Iterator:
+    """What fairseq asks of an epoch's iterator as it writes a checkpoint."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.epoch = plan, plan.epoch
+
+    def end_of_epoch(self) -> bool:
+        return self._plan.end_of_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._plan.iterator
+
+
+def _is_not_said_by_the_rank(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Preparing to save")
+
+
+def _save(state: dict[str, Any], filename: str) -> None:
+    folder = os.path.dirname(filename) or "."
+    os.makedirs(folder, exist_ok=True)
+    there = os.statvfs(folder)
+    free, wanted = there.f_bavail * there.f_frsize, _size(state)
+    if free < wanted:  # found out before a gigabyte has been written
+        text = f"{wanted >> 20} MB are to be written, and {free >> 20} MB are free"
+        raise OSError(errno.ENOSPC, text, filename)
+    with files.whole(filename) as partial:
+        torch.save(state, partial)
+
+
+def _size(value: Any) -> int:
+    """Bytes of all tensors in it; what they share is counted once."""
+    sizes: dict[int, int] = {}
+
+    def count(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for item in value.values():
+                count(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                count(item)
+
+    count(value)
+    return sum(sizes.values())
+
+
+def _give_another_name(source: str, target: str, overwrite: bool = False) -> bool:
+    """A file of two names is copied at no cost; where that cannot be, it is copied."""
+    with files.whole(target) as partial:
+        with contextlib.suppress(OSError):
+            os.link(source, partial)
+            return True
+        shutil.copyfile(source, partial)
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a checkpoint'}: {error.strerror}"
+    return repr(error)
