@@ -142,7 +142,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
     def load_checkpoint_to_cpu(original: Any, *args: Any, **kwargs: Any) -> Any:
         path = args[0] if args else kwargs["path"]
         if raw.is_raw(path):
-            state = checkpoint_utils._upgrade_state_dict(raw.read(path))
+            state = raw.read(path)  # of this fairseq: there is nothing to upgrade
         else:
             state = original(*args, **kwargs)
         return train_iterator.add_position(state)

@@ -7,9 +7,11 @@ behind training, in a process of its own (`worker/writer`).
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
 
 DUE = "due"
 """Key of the plan in a state that is put by."""
@@ -20,7 +22,7 @@ class Plan:
     """What fairseq was asked to do, and what it will ask for."""
 
     cfg: Any
-    """Of checkpoints."""
+    """Of checkpoints, as plain values."""
 
     val_loss: float | None
     best: float | None
@@ -40,7 +42,7 @@ class PutBy(Exception):
 def plan_of(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> Plan:
     """What is asked of fairseq's function now."""
     return Plan(
-        cfg=cfg,
+        cfg=SimpleNamespace(**OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)),
         val_loss=val_loss,
         best=getattr(checkpoint_utils.save_checkpoint, "best", None),
         update=trainer.get_num_updates(),

@@ -33,6 +33,9 @@ MOST_DUE = 2
 RETRY_S = 5.0
 """When it is tried again to write what there was no room for."""
 
+MOST_KILLED = 2
+"""So many writers may be killed before the next has to wait."""
+
 STALL_S = 120.0
 """Whoever writes nothing for so long has a disk that stands still."""
 
@@ -62,7 +65,7 @@ class Writing:
         self._watch: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._num_heard, self._told = 0, NOTHING
-        self._failing = ""
+        self._num_killed, self._failing = 0, ""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -133,6 +136,7 @@ class Writing:
             result = self._link.recv()
         except (EOFError, OSError):
             result = "the process that wrote it was killed"
+            self._num_killed += 1
         if isinstance(result, int):
             self._watch = asyncio.create_task(self._watch_for_stall(order, result))
             return
@@ -155,12 +159,13 @@ class Writing:
         if order.target is not None:
             self._published(result)
         elif isinstance(result, Written):
+            self._num_killed = 0
             due = self._due.popleft()
             _remove(due.snapshot)
             self._failing = ""
             if result.path is not None:
                 self._say(due.generation, Checkpointed(due.update, result.path))
-        else:
+        elif not 0 < self._num_killed <= MOST_KILLED:  # or another may fare better at once
             self._fail(result)
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
         self._go_on()
@@ -174,6 +179,7 @@ class Writing:
     def _published(self, result: Written | str) -> None:
         assert self._publish is not None
         (generation, snapshot, target), self._publish = self._publish, None
+        self._num_killed = 0
         if isinstance(result, Written):
             self._say(generation, Saved(snapshot.update, target))
         else:

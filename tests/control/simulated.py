@@ -13,6 +13,7 @@ from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
+    Delayed,
     Drop,
     Ended,
     FromRank,
@@ -66,6 +67,9 @@ class Worker:
 
     orders: list = dataclasses.field(default_factory=list)
     """On their way to it: Start or an order."""
+
+    due: list = dataclasses.field(default_factory=list)
+    """Updates of checkpoints that are to be written, each with its rank's generation."""
 
     def say(self, message, generation=None):
         if generation is None:
@@ -166,10 +170,23 @@ class Cluster:
         path = self._file(worker.node, worker.rank.update)
         worker.say(Snapshot(worker.rank.update, path))
 
-    def write_checkpoint(self, name):
+    def checkpoint_is_due(self, name):
         worker = self.workers[name]
-        self.checkpoint = worker.rank.update
-        worker.say(Checkpointed(worker.rank.update, "checkpoint_last.pt"))
+        if not self.memory_is_full:
+            self.put_by(name)
+            worker.due.append((worker.rank.update, worker.rank.generation))
+
+    def write_checkpoint(self, name):
+        """Behind training: its rank may be no more, or of a later generation."""
+        worker = self.workers[name]
+        update, generation = worker.due[0]
+        if self.save_dir_is_full:
+            worker.say(Delayed(update, "no room"), generation)
+        else:
+            worker.due.pop(0)
+            # an older state does not take the place of a newer one
+            self.checkpoint = max(self.checkpoint or 0, update)
+            worker.say(Checkpointed(update, "checkpoint_last.pt"), generation)
 
     def _file(self, node, update):
         path = f"{node}/file-{self.num_files}"

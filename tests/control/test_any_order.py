@@ -200,11 +200,15 @@ class AnyOrder(RuleBasedStateMachine):
             self.cluster.put_by(name)
 
     @rule()
-    def a_checkpoint_is_written(self):
+    def a_checkpoint_is_due(self):
         for name, rank in self.cluster.running().items():
             if rank.number == 0 and rank.trains and not rank.is_at_rest:
-                if not self.cluster.save_dir_is_full:
-                    self.cluster.write_checkpoint(name)
+                self.cluster.checkpoint_is_due(name)
+
+    @rule(which=WHICH)
+    def a_checkpoint_is_written_or_not(self, which):
+        if name := self.pick([n for n, w in self.cluster.workers.items() if w.due], which):
+            self.cluster.write_checkpoint(name)
 
     @rule(which=WHICH)
     def somebody_clears_a_nodes_memory(self, which):

@@ -15,6 +15,7 @@ from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
     Copy,
+    Delayed,
     Drop,
     Ended,
     Error,
@@ -518,6 +519,50 @@ def test_training_is_over_when_rank_0_has_written_the_last_checkpoint():
     assert [] == cluster.see(cluster.says("worker-1", Finished(20)))
     (end,) = cluster.see(cluster.says("worker-0", Finished(20)))
     assert 0 == end.exit_code
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_the_run_goes_on():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1}, update=25)
+    cluster.see(cluster.checkpoint("worker-0", 10, "checkpoint_last.pt"))
+    assert [] == cluster.see(cluster.says("worker-0", Delayed(20, "no room")))
+    said = cluster.events[-1]
+    assert "unsaved" == said.kind.value
+    assert "after update 20, which is tried again: no room" in said.cause
+    assert "15 updates would be lost" in said.cause
+    cluster.see(cluster.checkpoint("worker-0", 20, "checkpoint_last.pt"))
+    assert ("checkpoint", 20) == (cluster.events[-1].kind.value, cluster.events[-1].update)
+    (end,) = cluster.see(*(cluster.says(f"worker-{i}", Finished(30)) for i in range(2)))
+    assert 0 == end.exit_code
+
+
+def test_a_run_whose_last_checkpoints_are_not_written_saves_what_is_held_and_does_not_end_well():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1}, update=25)
+    cluster.see(cluster.says("worker-0", Delayed(20, "no room")))
+    (save,) = cluster.see(*(cluster.says(f"worker-{i}", Finished(30)) for i in range(2)), after=1)
+    assert (True, 30) == (save.order.as_checkpoint, cluster.state.phase.copy.update)
+    end = cluster.end([save])
+    assert 1 == end.exit_code
+    assert "finished after 30 updates, but could not be saved: no room" in end.message
+    assert "checkpoint_last.pt is the state after update 30" in end.message
+
+
+def test_an_older_checkpoint_that_comes_late_is_not_taken_for_the_newest():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1}, update=25)
+    cluster.see(cluster.checkpoint("worker-0", 20, "checkpoint_last.pt"))
+    cluster.see(cluster.checkpoint("worker-1", 10, "checkpoint_1_10.pt"))
+    assert 20 == cluster.state.checkpoint.update
+
+
+def test_a_second_snapshot_of_an_update_goes_again():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    cluster.see(cluster.snapshot("worker-0", 10, "first"))
+    cluster.see(cluster.snapshot("worker-0", 10, "second"))
+    (drop,) = told(cluster.actions, Drop)
+    assert {"second"} == drop.order.paths
 
 
 def test_rank_0_dying_in_the_last_checkpoint_costs_nothing():

@@ -140,8 +140,8 @@ if FOLDER:
     )
     wrap(
         checkpoint_utils,
-        "torch_persistent_save",
-        lambda state, *args, **kw: fail_if_asked(
-            "checkpoint", state["optimizer_history"][-1]["num_updates"]
+        "save_checkpoint",
+        lambda cfg, trainer, *args: fail_if_asked(
+            "checkpoint" if isinstance(trainer, Trainer) else "writing", trainer.get_num_updates()
         ),
     )

@@ -17,7 +17,7 @@ from fairseq_ray_plugin.protocol import (
     Save,
     Saved,
 )
-from fairseq_ray_plugin.worker.writing import RETRY_S, STALL_S
+from fairseq_ray_plugin.worker.writing import MOST_KILLED, RETRY_S, STALL_S
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -95,6 +95,9 @@ def test_what_there_is_no_room_for_is_kept_said_and_tried_again(driver, ranks):
 def test_a_writer_that_is_killed_is_followed_by_another(driver, ranks):
     rank = start(driver, ranks)
     due(driver, rank, 1, 10)
+    for _ in range(MOST_KILLED):
+        ranks.next().kill()
+    assert driver.hears_nothing()
     ranks.next().kill()
     assert "killed" in driver.hear().says.reason
     driver.let_pass(RETRY_S)
