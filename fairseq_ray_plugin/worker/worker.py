@@ -254,7 +254,7 @@ class Worker:
             self._say(Unsaved("the training process that held it is no more"))
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
-            self._pass_on(Write((folder,), name))
+            self._pass_on(Write((folder,), name, as_checkpoint=True))
         else:
             self._pass_on(Write(self.memory.folders, f"held_{self.generation}_{self.pid}.pt"))
 
@@ -262,7 +262,7 @@ class Worker:
         assert isinstance(snapshot.place, InMemory)
         source, target = snapshot.place.path, self.job.last_checkpoint
         try:
-            with files.whole(target) as partial:
+            with files.whole(target, durable=True) as partial:
                 await asyncio.to_thread(shutil.copyfile, source, partial)
         except OSError as error:
             self._say(Unsaved(f"{target}: {error!r}"))
