@@ -127,9 +127,10 @@ def newest(
     return None
 
 
-def _look(
-    some: Iterable[Entry],
-) -> tuple[list[tuple[Entry, Facts]], dict[Entry, str], list[Entry]]:
+Known = tuple[Entry, Facts]
+
+
+def _look(some: Iterable[Entry]) -> tuple[list[Known], dict[Entry, str], list[Entry]]:
     """Checkpoints, those that are damaged and in what way, and what is something else."""
     known, damage, unknown = [], {}, []
     for entry in some:
@@ -145,12 +146,22 @@ def _look(
     return known, damage, unknown
 
 
-def _of_one_training(known: list[tuple[Entry, Facts]], last: str) -> list[tuple[Entry, Facts]]:
+def _of_one_training(known: list[Known], last: str) -> list[Known]:
+    """Those of the training that the last checkpoint is of, or else the latest one.
+
+    Stock fairseq's do not say whose they are: of it is what was written since it began, or what it
+    may have gone on from.
+    """
     if not known:
         return []
     _, latest = max(known, key=lambda pair: (pair[0].name == last, pair[0].time))
-    ours = (None, latest.training)
-    return [pair for pair in known if latest.training is None or pair[1].training in ours]
+    if latest.training is None:
+        return known
+    ours = [pair for pair in known if pair[1].training == latest.training]
+    begin = min(entry.time for entry, _ in ours)
+    fewest = min(found.updates for _, found in ours)
+    nameless = [pair for pair in known if pair[1].training is None]
+    return ours + [p for p in nameless if p[0].time >= begin or p[1].updates <= fewest]
 
 
 def _order(entry: Entry, found: Facts, last: str) -> tuple[int, bool, float]:

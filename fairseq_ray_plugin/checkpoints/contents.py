@@ -54,8 +54,8 @@ class Summary(Facts):
     finetuned_from: str | None
     """The --finetune-from-model of its run."""
 
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of the model's parameters and buffers, without those that cannot be told."""
+    shapes: Mapping[str, tuple[int, ...] | None]
+    """Of the model's parameters and buffers; None: it cannot be told."""
 
 
 def summary(path: str) -> Summary:
@@ -80,12 +80,11 @@ def summary(path: str) -> Summary:
 
 def _summary(state: Any, size: int) -> Summary:
     found = facts(state)
-    shapes = {name: _shape(value) for name, value in dict.items(state["model"])}
     return Summary(
         **dataclasses.asdict(found),
         **dataclasses.asdict(options_of(state.get("cfg") or state.get("args"))),
         size=size,
-        shapes={name: shape for name, shape in shapes.items() if shape is not None},
+        shapes={name: _shape(value) for name, value in dict.items(state["model"])},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ DEFAULT_FILE = "checkpoint_last.pt"
 """What --restore-file is where it is not given."""
 
 Answer = TypeVar("Answer")
+Shapes = Mapping[str, tuple[int, ...] | None]
 
 
 def goes_on(cfg: Any) -> bool:
@@ -134,10 +135,13 @@ def _is_such_as(trainer: Any) -> Callable[[Summary], bool]:
     if OmegaConf.is_config(cfg):  # as it is saved
         cfg = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     own = contents.options_of(cfg)
-    shapes: dict[str, tuple[int, ...]] | None = None
+    shapes: Shapes | None = None
     if not trainer.is_fsdp:  # whose state is gathered from all ranks
         state = trainer.get_model().state_dict()
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        shapes = {
+            name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
+            for name, value in state.items()
+        }
 
     def is_such(summary: Summary) -> bool:
         if (own.arch, own.task, own.suffix) != (summary.arch, summary.task, summary.suffix):
@@ -145,17 +149,23 @@ def _is_such_as(trainer: Any) -> Callable[[Summary], bool]:
         # another one may be what the fine-tuning began with
         if own.finetuned_from not in (None, summary.finetuned_from):
             return False
-        return shapes is None or shapes == _without_copies(summary.shapes)
+        return shapes is None or _fit(shapes, _without_copies(summary.shapes))
 
     return is_such
 
 
-def _without_copies(shapes: Any) -> dict[str, tuple[int, ...]]:
+def _fit(own: Shapes, others: Shapes) -> bool:
+    return own.keys() == others.keys() and all(
+        None in (shape, others[name]) or shape == others[name] for name, shape in own.items()
+    )
+
+
+def _without_copies(shapes: Shapes) -> Shapes:
     """Less those that stock fairseq's encoder layers have twice (compat/encoder_copies)."""
 
     def is_copy(name: str) -> bool:
-        prefix, _, last = name.rpartition(".")
-        return last in ORIGINALS and f"{prefix}.{ORIGINALS[last]}" in shapes
+        last = name.rpartition(".")[2]
+        return last in ORIGINALS and name.removesuffix(last) + ORIGINALS[last] in shapes
 
     return {name: shape for name, shape in shapes.items() if not is_copy(name)}
 

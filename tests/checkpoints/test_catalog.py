@@ -110,6 +110,26 @@ def test_what_a_training_before_it_was_begun_anew_has_left_is_not_gone_on_from(t
     assert "checkpoint_1_50.pt" == newest(tmp_path), "the latest tells"
 
 
+def test_stock_fairseqs_checkpoints_are_told_by_when_they_were_written(tmp_path):
+    def write(name, updates, training, written):
+        content = state(updates=updates, training=training)
+        path = (write_ours if training else write_stock)(tmp_path / name, content)
+        os.utime(path, (written, written))
+        return path
+
+    write("checkpoint_9_900.pt", 900, None, 1)
+    ours = write("checkpoint_1_50.pt", 50, "now", 2)
+    last = write("checkpoint_last.pt", 60, "now", 3)
+    assert "checkpoint_last.pt" == newest(tmp_path), "it was begun anew"
+    write("checkpoint_1_70.pt", 70, None, 4)
+    assert "checkpoint_1_70.pt" == newest(tmp_path), "stock went on from it"
+    for name, updates in (("checkpoint_1_40.pt", 40), ("checkpoint_1_70.pt", 70)):
+        write(name, updates, None, 1)
+    damage(last)
+    damage(ours)
+    assert "checkpoint_1_40.pt" == newest(tmp_path), "it went on from stock's"
+
+
 def test_a_last_checkpoint_that_cannot_be_looked_into_is_left_to_fairseq(tmp_path, write):
     old = {"_use_new_zipfile_serialization": False}
     torch.save(state(), tmp_path / "checkpoint_last.pt", **old)
