@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -33,6 +34,9 @@ class Entry:
     def is_named_so(self) -> bool:
         """Whether it is called as fairseq calls its checkpoints."""
         return self.name.startswith("checkpoint")
+
+
+Known = tuple[Entry, Facts]
 
 
 def entries(save_dir: str, must_exist: bool = False) -> list[Entry]:
@@ -101,12 +105,15 @@ def newest(
         NoneWhole: there are some, and no whole one.
         OSError: the folder cannot be read.
     """
+
+    def is_ours(entry: Entry) -> bool:
+        return entry.name == last or belongs(contents.summary(entry.path))
+
     known, damage, unknown = _look(entries(save_dir))
-    known = _of_one_training(known, last)
-    for entry, found in sorted(known, key=lambda pair: _order(pair[0], pair[1], last)):
+    candidates = _of_one_training(known, is_ours, last)
+    for entry, found in sorted(candidates, key=lambda pair: _order(pair[0], pair[1], last)):
         try:
-            if entry.name != last and not belongs(contents.summary(entry.path)):
-                logger.info("%s is of another training", entry.path)
+            if not is_ours(entry):
                 continue
             verify(entry.path)
         except (Damaged, OSError) as error:
@@ -124,10 +131,10 @@ def newest(
         if entry.name == last:  # fairseq may know what to do with it
             return entry.path
     _refuse_where_all_are_damaged(save_dir, damage)
+    if known:
+        names = ", ".join(entry.name for entry, _ in known[:5])
+        logger.warning("checkpoints of another training are in %s: %s", save_dir, names)
     return None
-
-
-Known = tuple[Entry, Facts]
 
 
 def _look(some: Iterable[Entry]) -> tuple[list[Known], dict[Entry, str], list[Entry]]:
@@ -146,18 +153,23 @@ def _look(some: Iterable[Entry]) -> tuple[list[Known], dict[Entry, str], list[En
     return known, damage, unknown
 
 
-def _of_one_training(known: list[Known], last: str) -> list[Known]:
+def _of_one_training(
+    known: list[Known], is_ours: Callable[[Entry], bool], last: str
+) -> list[Known]:
     """Those of the training that the last checkpoint is of, or else the latest one.
 
     Stock fairseq's do not say whose they are: of it is what was written since it began, or what it
     may have gone on from.
     """
-    if not known:
-        return []
-    _, latest = max(known, key=lambda pair: (pair[0].name == last, pair[0].time))
-    if latest.training is None:
+    training = None
+    for entry, found in sorted(known, key=lambda pair: (pair[0].name != last, -pair[0].time)):
+        with contextlib.suppress(Damaged, NoCheckpoint, OSError):
+            if is_ours(entry):
+                training = found.training
+                break
+    if training is None:
         return known
-    ours = [pair for pair in known if pair[1].training == latest.training]
+    ours = [pair for pair in known if pair[1].training == training]
     begin = min(entry.time for entry, _ in ours)
     fewest = min(found.updates for _, found in ours)
     nameless = [pair for pair in known if pair[1].training is None]

@@ -100,6 +100,16 @@ def test_others_are_left_out_but_not_the_last_one(tmp_path, write):
     assert "checkpoint_last.pt" == newest(tmp_path, wide), "fairseq says what is wrong with it"
 
 
+def test_another_training_in_the_folder_does_not_hide_this_one(tmp_path, write, caplog):
+    write("checkpoint_last_other.pt", updates=500, width=16, training="other")
+    wide = lambda summary: summary.shapes["layers.0.weight"] == (32, 32)  # noqa: E731
+    assert newest(tmp_path, wide) is None
+    assert "of another training are in" in caplog.text
+    assert "checkpoint_last_other.pt" in caplog.text
+    os.utime(write("checkpoint_1_10.pt"), (0, 0))
+    assert "checkpoint_1_10.pt" == newest(tmp_path, wide)
+
+
 def test_what_a_training_before_it_was_begun_anew_has_left_is_not_gone_on_from(tmp_path, write):
     write("checkpoint_9_900.pt", updates=900, training="before")
     write("checkpoint_1_50.pt", updates=50, training="now")
@@ -174,7 +184,7 @@ def test_of_a_thousand_only_the_candidate_is_read(tmp_path, monkeypatch):
     begin = time.monotonic()
     newest(tmp_path)
     assert time.monotonic() - begin < 5
-    assert 1 == len(looked) == len(verified)
+    assert 1 == len(verified) and 2 >= len(looked)
 
 
 def test_the_table_says_what_is_there_and_what_is_damaged(tmp_path, write):
