@@ -2,7 +2,8 @@
 
 It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without Ray; and ``run
 SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
-what the control loop decides on the observations of a recorded run.
+what the control loop decides on the observations of a recorded run; ``checkpoints SAVE_DIR`` lists
+the checkpoints there, and whether they are whole.
 """
 
 import importlib
@@ -35,9 +36,14 @@ def main() -> int | None:
         print("python -m fairseq_ray_plugin run SCRIPT ...    runs a script that imports fairseq")
         print("python -m fairseq_ray_plugin run -m MODULE ... runs such a module")
         print("python -m fairseq_ray_plugin replay FILE       decides a recorded run once more")
+        print(
+            "python -m fairseq_ray_plugin checkpoints SAVE_DIR  reads checkpoints, and lists them"
+        )
         return 0
     if tool == "replay":
         return replay(sys.argv[2:])
+    if tool == "checkpoints":
+        return checkpoints(sys.argv[2:])
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])
@@ -86,6 +92,24 @@ def replay(arguments: list[str]) -> int:
         return 2
     print(f"{num_moments} observations; {num_other} times it was decided otherwise")
     return int(num_other > 0)
+
+
+def checkpoints(arguments: list[str]) -> int:
+    """All checkpoints in a save dir have been read and listed; 1: one of them is damaged."""
+    from fairseq_ray_plugin.checkpoints import catalog, table
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m fairseq_ray_plugin checkpoints SAVE_DIR", file=sys.stderr)
+        return 2
+    try:
+        entries = catalog.entries(arguments[0], must_exist=True)
+    except OSError as error:
+        print(f"fairseq_ray_plugin: {arguments[0]}: {error.strerror}", file=sys.stderr)
+        return 2
+    rows = table.rows(entries)
+    for line in table.lines(rows):
+        print(line)
+    return int(any(row.damage is not None for row in rows))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ class Write:
 
     folders: tuple[str, ...]
     name: str
+    as_checkpoint: bool = False
+    """It is to outlive the machine."""
 
 
 @dataclasses.dataclass(frozen=True)

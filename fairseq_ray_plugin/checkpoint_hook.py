@@ -10,18 +10,26 @@ import dataclasses
 from typing import Any
 
 import fairseq_cli.train
-import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.checkpoints import files, manifests
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
-from fairseq_ray_plugin.training import agreement, deposit, exact, raw, train_iterator, train_loop
-from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper, extra
+from fairseq_ray_plugin.training import (
+    agreement,
+    deposit,
+    exact,
+    raw,
+    source,
+    state_file,
+    train_iterator,
+    train_loop,
+)
+from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
 from fairseq_ray_plugin.training.train_iterator import order_of
 from fairseq_ray_plugin.training.train_loop import early_stop
@@ -56,14 +64,14 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             boundary = dataclasses.replace(
                 keeper.boundary, early_stop=early_stop(), pending=False, lr_step=step
             )
-            # without the 32-bit parameters: these files stay as large as stock fairseq's
             if due and keeper.on_due(
                 boundary.update,
                 lambda path: keeper.put_by_due(path, boundary, extra_state, due[0]),
             ):
                 raise deposit.PutBy
+            # without the 32-bit parameters: these files stay as large as stock fairseq's
             left_out = exact.collect(trainer, with_params=False)
-            extra_state = {**extra_state, **extra(boundary, left_out)}
+            extra_state = {**extra_state, **keeper.extra(boundary, left_out)}
         path = original(trainer, filename, extra_state)
         written.append(filename)
         return path  # fairseq main tells the task
@@ -81,31 +89,48 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             result = original(cfg, trainer, epoch_itr, val_loss)
         except deposit.PutBy:
             return None
+        finally:
+            due.clear()
         if written and keeper.rank == 0:
             path = written[0] if cfg.no_last_checkpoints else last_checkpoint(cfg)
             keeper.on_checkpoint(path, trainer.get_num_updates())
         return result
 
+    @patch(checkpoint_utils, "torch_persistent_save")
+    def save_whole(original: Any, state: Any, filename: str, async_write: bool = False) -> Any:
+        if async_write or PathManager.path_requires_pathmanager(filename):
+            return original(state, filename, async_write)
+        # once: what fairseq's further tries append to the same file cannot be read
+        state_file.write(state, filename)
+
     @patch(PathManager, "copy")
-    def copy_whole(original: Any, source: str, target: str, overwrite: bool = False) -> Any:
+    def copy_whole(original: Any, path: str, target: str, overwrite: bool = False) -> Any:
         """A copy that is killed half-way must not leave a torn checkpoint_last.pt."""
         if PathManager.path_requires_pathmanager(target):
-            return original(source, target, overwrite)
-        with files.whole(target) as partial:
-            original(source, partial, overwrite)
+            return original(path, target, overwrite)
+        with files.whole(target, durable=True) as partial:
+            original(path, partial, overwrite)
+        manifests.copy(path, target)
         return target
 
     PathManager.copy = staticmethod(PathManager.copy)
 
 
 def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
+    chosen: str | None = None
+    """What training goes on from, when that is known and found."""
+
     @patch(checkpoint_utils, "load_checkpoint")
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
-        if restore is not None:
-            # how the user's own first checkpoint is to be changed is done by now
+        nonlocal chosen
+        chosen = source.choose(cfg, trainer, keeper, restore)
+        if chosen is not None:
             cfg = copy.deepcopy(cfg)
             with open_dict(cfg):
-                cfg.restore_file, cfg.finetune_from_model = restore, None
+                cfg.restore_file, cfg.finetune_from_model = chosen, None
+        if restore is not None:
+            # how the user's own first checkpoint is to be changed is done by now
+            with open_dict(cfg):
                 cfg.optimizer_overrides = "{}"
                 cfg.reset_optimizer = cfg.reset_lr_scheduler = False
                 cfg.reset_meters = cfg.reset_dataloader = False
@@ -134,6 +159,9 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
             if boundary.lr_step is not None:
                 trainer.lr_step(*boundary.lr_step)
                 boundary = dataclasses.replace(boundary, lr_step=None)
+        if chosen is not None and extra_state is not None:
+            keeper.training = (extra_state.get(EXTRA) or {}).get("training")
+        keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
         return extra_state, epoch_itr
@@ -156,37 +184,26 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Rank 0 says which file: the others may not see the folder it is in."""
+        """Rank 0 says whether there is a file: the others may not see the folder it is in."""
         if restore is not None:
             # neither with a --checkpoint-suffix nor read by every rank: one node alone has it
-            filename = restore
             with open_dict(trainer.cfg):
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
-        choice = [_newest_whole(filename) if keeper.rank == 0 else None]
-        if restore is not None and keeper.rank == 0 and choice[0] is None:
-            raise FileNotFoundError(f"{restore} is gone: training cannot go on from it")
-        if keeper.world_size > 1:
-            torch.distributed.broadcast_object_list(choice, device=trainer.device)
+        path = chosen or filename
+        exists = chosen is not None or source.named_file_exists(path, trainer, keeper)
         isfile = PathManager.isfile
         try:
-            PathManager.isfile = staticmethod(lambda path: choice[0] is not None)
-            path = choice[0] or filename
+            PathManager.isfile = staticmethod(lambda path: exists)
             extra_state = original(trainer, path, reset_optimizer, *args, **kwargs)
         finally:
             PathManager.isfile = staticmethod(isfile)
         if not reset_optimizer:
-            _refuse_lost_optimizer(trainer, path, restore)
+            _refuse_lost_optimizer(trainer, path, chosen)
         history.loaded(extra_state)
         return extra_state
 
 
-def _newest_whole(path: str) -> str | None:
-    if PathManager.path_requires_pathmanager(path):  # it cannot be looked into
-        return path if PathManager.isfile(path) else None
-    return path if raw.is_raw(path) else files.newest_whole(path)
-
-
-def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None:
+def _refuse_lost_optimizer(trainer: Any, path: str, chosen: str | None) -> None:
     """Without the optimizer's state the updates begin at 0 again, in the middle of the data.
 
     A model to begin with (--restore-file) may come without it, as ever with fairseq.
@@ -195,7 +212,7 @@ def _refuse_lost_optimizer(trainer: Any, path: str, restore: str | None) -> None
     updates = history[-1].get("num_updates", 0) if history else 0
     if trainer.get_num_updates() >= updates:
         return
-    if path in (restore, last_checkpoint(trainer.cfg.checkpoint)):
+    if path in (chosen, last_checkpoint(trainer.cfg.checkpoint)):
         raise Refused(
             f"{path} has no optimizer state (--no-save-optimizer-state), so training cannot go on "
             f"from its update {updates}: start in another --save-dir, or begin anew with its "

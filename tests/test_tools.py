@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from data import (
     LANGUAGE_MODELING,
     MASKED_LM,
@@ -212,6 +213,23 @@ def test_an_unknown_tool_is_one_line_and_exit_status_2():
     assert 2 == process.returncode
     assert process.stderr.startswith("fairseq_ray_plugin: no tool 'translate'; the tools are ")
     assert 1 == process.stderr.count("\n")
+
+
+def test_checkpoints_are_listed_and_a_damaged_one_is_exit_status_1(tmp_path):
+    torch.save({}, tmp_path / "embeddings.pt")
+    assert 1 == run_tool("checkpoints", tmp_path).count("\n"), "the heading"
+    (tmp_path / "checkpoint_last.pt").write_bytes(b"PK")
+    command = [sys.executable, "-m", "fairseq_ray_plugin", "checkpoints"]
+    for arguments, code, text in (
+        ([tmp_path], 1, "damaged: it is cut short"),
+        ([tmp_path / "nowhere"], 2, "nowhere: No such file or directory"),
+        ([], 2, "usage: python -m fairseq_ray_plugin checkpoints SAVE_DIR"),
+    ):
+        process = subprocess.run(
+            [*command, *map(str, arguments)], env=environment(), capture_output=True, text=True
+        )
+        assert code == process.returncode
+        assert text in process.stdout + process.stderr
 
 
 def test_help_lists_the_tools():

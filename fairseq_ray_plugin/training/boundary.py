@@ -10,21 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from fairseq import utils
 
-from fairseq_ray_plugin.checkpoints import files, memory
+from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.protocol import Activity
-from fairseq_ray_plugin.training import exact, raw
+from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
-
-EXTRA = "elastic"
-"""Key of our part of a checkpoint's `extra_state`; stock fairseq passes over it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +74,9 @@ class StateKeeper:
 
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
+        self.training: str | None = None
+        """What identifies the training since it was begun anew."""
+
         self.trainer: Any = None
         self.boundary: Boundary | None = None
         # held by the training thread from the optimizer step to the boundary after it, and
@@ -127,13 +126,17 @@ class StateKeeper:
         """
         # not behind the gate: whoever wants to freeze the state meanwhile only reads it, too
         assert self.boundary is not None and not self._in_update
-        return self._write(path, self.boundary)
+        state_file.put_by(self._state(self.boundary), path)
+        return self.boundary.update
 
     def put_by_due(
         self, path: str, boundary: Boundary, extra_state: dict[str, Any], plan: Plan
     ) -> int:
         """As `put_by`, of a checkpoint: with what fairseq adds to it, and what is to be done."""
-        return self._write(path, boundary, extra_state, {DUE: plan})
+        state = self._state(boundary)
+        state["extra_state"].update(extra_state)
+        state_file.put_by({**state, DUE: plan}, path)
+        return boundary.update
 
     def rest(self) -> None:
         """Training stays at this boundary until the process ends, if that was asked for."""
@@ -158,25 +161,24 @@ class StateKeeper:
         """As `freeze`, for the training thread when an exception has ended it."""
         return None if self._in_update else self.freeze()
 
-    def save(self, path: str) -> int:
-        """Write the frozen state as a checkpoint; returns its number of updates.
+    def save(self, path: str, as_checkpoint: bool = False) -> int:
+        """Write the frozen state; returns its number of updates.
 
         The file appears whole or not at all. OSError passes through.
+
+        Args:
+            as_checkpoint: it is to outlive the machine.
         """
         if not self._frozen or self.boundary is None:
             raise RuntimeError("there is no state to save")
-        return self._write(path, self.boundary)
+        write = state_file.write if as_checkpoint else state_file.put_by
+        write(self._state(self.boundary), path)
+        return self.boundary.update
 
-    def _write(
-        self,
-        path: str,
-        boundary: Boundary,
-        extra_state: Mapping[str, Any] = MappingProxyType({}),
-        more: Mapping[str, Any] = MappingProxyType({}),
-    ) -> int:
+    def _state(self, boundary: Boundary) -> dict[str, Any]:
         with _side_stream():
             self.trainer.consolidate_optimizer()
-            state = self.trainer.state_dict()
+            state: dict[str, Any] = self.trainer.state_dict()
             if "last_optimizer_state" not in state:  # --no-save-optimizer-state is for checkpoints
                 state["last_optimizer_state"] = self.trainer.optimizer.state_dict()
             state = utils.move_to_cpu(state)
@@ -184,19 +186,24 @@ class StateKeeper:
         state["extra_state"].update(
             train_iterator=boundary.iterator,
             val_loss=boundary.val_loss,
-            **extra(boundary, left_out),
+            **self.extra(boundary, left_out),
         )
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
-        state["extra_state"].update(extra_state)
-        state.update(more)
-        with files.whole(path) as partial:
-            if path.endswith(memory.RAW):
-                memory.use_spare(partial)
-                raw.write(state, partial)
-            else:
-                torch.save(state, partial)
-        return boundary.update
+        return state
+
+    def extra(self, boundary: Boundary, left_out: dict[str, Any]) -> dict[str, Any]:
+        """What we add to a checkpoint's `extra_state`."""
+        return {
+            EXTRA: {
+                "early_stop": boundary.early_stop,
+                "pending": boundary.pending,
+                "lr_step": boundary.lr_step,
+                "left_out": left_out,
+                "training": self.training,
+                "world_size": self.world_size,
+            }
+        }
 
 
 @contextmanager
@@ -207,15 +214,3 @@ def _side_stream() -> Iterator[None]:
             yield
     else:
         yield
-
-
-def extra(boundary: Boundary, left_out: dict[str, Any]) -> dict[str, Any]:
-    """What we add to a checkpoint's `extra_state`."""
-    return {
-        EXTRA: {
-            "early_stop": boundary.early_stop,
-            "pending": boundary.pending,
-            "lr_step": boundary.lr_step,
-            "left_out": left_out,
-        }
-    }

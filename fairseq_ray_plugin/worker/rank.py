@@ -6,6 +6,7 @@ rest, until its worker ends it: its state may still be wanted.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -151,9 +152,10 @@ def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeep
                     link.send(Held(keeper.freeze(), generation))
                 else:
                     keeper.hold_requested.set()
-            case Write(folders, name):
+            case Write(folders, name, as_checkpoint):
                 try:
-                    path = snapshots.write(keeper.save, folders, name)
+                    save = functools.partial(keeper.save, as_checkpoint=as_checkpoint)
+                    path = snapshots.write(save, folders, name)
                     link.send(Saved(keeper.boundary.update, path))
                 except Exception as error:
                     link.send(Unsaved(f"{name}: {error!r}"))

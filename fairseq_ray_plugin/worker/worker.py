@@ -273,7 +273,7 @@ class Worker:
             self._say(Unsaved("the training process that held it is no more"))
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
-            self._pass_on(Write((folder,), name))
+            self._pass_on(Write((folder,), name, as_checkpoint=True))
         else:
             name = f"held_{self.generation}_{self.pid}{RAW}"
             self._pass_on(Write(self.memory.folders, name))

@@ -7,7 +7,6 @@ trainer and an iterator, and these answer as they did then.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -21,9 +20,9 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import files
-from fairseq_ray_plugin.training import raw
-from fairseq_ray_plugin.training.boundary import EXTRA
+from fairseq_ray_plugin.checkpoints import files, manifests
+from fairseq_ray_plugin.checkpoints.contents import EXTRA
+from fairseq_ray_plugin.training import raw, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 
 NICENESS = 5
@@ -124,8 +123,7 @@ def _save(state: dict[str, Any], filename: str) -> None:
     if free < wanted:  # found out before a gigabyte has been written
         text = f"{wanted >> 20} MB are to be written, and {free >> 20} MB are free"
         raise OSError(errno.ENOSPC, text, filename)
-    with files.whole(filename) as partial:
-        torch.save(state, partial)
+    state_file.write(state, filename)
 
 
 def _size(value: Any) -> int:
@@ -149,11 +147,12 @@ def _size(value: Any) -> int:
 
 def _give_another_name(source: str, target: str, overwrite: bool = False) -> bool:
     """A file of two names is copied at no cost; where that cannot be, it is copied."""
-    with files.whole(target) as partial:
-        with contextlib.suppress(OSError):
+    with files.whole(target, durable=True) as partial:
+        try:
             os.link(source, partial)
-            return True
-        shutil.copyfile(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+    manifests.copy(source, target)
     return True
 
 

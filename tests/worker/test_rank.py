@@ -80,7 +80,7 @@ def test_a_rank_in_a_slow_optimizer_step_says_that_it_lives_as_often_as_it_is_as
 
 def test_a_rank_whose_disk_is_slow_says_that_it_lives(worker, keeper):
     is_written = threading.Event()
-    keeper.save = lambda path: is_written.wait(WAIT_S)
+    keeper.save = lambda path, as_checkpoint: is_written.wait(WAIT_S)
     worker.send(Write(("folder",), "state.pt"))
     worker.send(Hold(1, at_once=True))
     assert Holding() == hear(worker)

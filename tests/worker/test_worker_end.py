@@ -37,7 +37,7 @@ def test_what_is_held_goes_to_the_nodes_memory_or_becomes_the_last_checkpoint(dr
     assert Write(folders, f"held_1_{rank.pid}.raw") == rank.hear()
     driver.tell(Save(as_checkpoint=True))
     save_dir = str(driver.last_checkpoint.parent)
-    assert Write((save_dir,), "checkpoint_last.pt") == rank.hear()
+    assert Write((save_dir,), "checkpoint_last.pt", as_checkpoint=True) == rank.hear()
     rank.say(Saved(7, str(driver.last_checkpoint)))
     assert FromRank(1, Saved(7, str(driver.last_checkpoint))) == driver.hear()
 
