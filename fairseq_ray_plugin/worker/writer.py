@@ -20,7 +20,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import files, manifests
+from fairseq_ray_plugin.checkpoints import contents, files, manifests
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import raw, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
@@ -116,6 +116,8 @@ def _is_not_said_by_the_rank(record: logging.LogRecord) -> bool:
 
 
 def _save(state: dict[str, Any], filename: str) -> None:
+    if _has_newer(filename, contents.facts(state)):
+        return
     folder = os.path.dirname(filename) or "."
     os.makedirs(folder, exist_ok=True)
     there = os.statvfs(folder)
@@ -145,8 +147,25 @@ def _size(value: Any) -> int:
     return sum(sizes.values())
 
 
+def _has_newer(path: str, facts: contents.Facts) -> bool:
+    """Whether a later state of this training has that name: two nodes may have had one to write."""
+    try:
+        there = manifests.read(path)
+    except OSError:
+        return False
+    return (
+        there is not None
+        and facts.training is not None
+        and there.facts.training == facts.training
+        and there.facts.updates > facts.updates
+    )
+
+
 def _give_another_name(source: str, target: str, overwrite: bool = False) -> bool:
     """A file of two names is copied at no cost; where that cannot be, it is copied."""
+    ours = manifests.read(source)
+    if ours is not None and _has_newer(target, ours.facts):
+        return True
     with files.whole(target, durable=True) as partial:
         try:
             os.link(source, partial)
