@@ -157,7 +157,8 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
                 config.fix_batch_size, cfg.dataset.batch_size, cfg.dataset.max_tokens
             )
         _refuse_lost_positions(cfg, config)
-        _write_checkpoints_at_once(cfg)
+        # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
+        cfg.checkpoint.write_checkpoints_asynchronously = False
         record = journal.Journal(cfg.checkpoint.save_dir)
     except (ValueError, OSError) as error:
         _exit(error)
@@ -247,23 +248,6 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
                 "--ray-restart-epoch, or fix the number with --ray-min-workers N "
                 "--ray-max-workers N"
             )
-
-
-def _write_checkpoints_at_once(cfg: Any) -> None:
-    """What is told to have been written must be there: nothing is left to a thread.
-
-    Stock fairseq then leaves out all but the first of a checkpoint's names, too; and without
-    iopath it ends before it has trained, with exit code 0.
-    """
-    if not cfg.checkpoint.write_checkpoints_asynchronously:
-        return
-    if not importlib.util.find_spec("iopath"):
-        raise ValueError(
-            "--write-checkpoints-asynchronously needs the package iopath: install it on every "
-            "node, or leave the option out"
-        )
-    logger.warning("--write-checkpoints-asynchronously: training waits for its checkpoints here")
-    cfg.checkpoint.write_checkpoints_asynchronously = False
 
 
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:

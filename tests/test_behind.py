@@ -27,6 +27,7 @@ OPTIONS = {
         *("--save-interval-updates", "10", "--keep-best-checkpoints", "2", "--patience", "99"),
         *("--keep-last-epochs", "1", "--no-last-checkpoints"),
     ),
+    "asynchronous": ("--save-interval-updates", "10", "--write-checkpoints-asynchronously"),
 }
 
 
@@ -42,6 +43,7 @@ def test_fairseqs_names_and_what_it_keeps_are_those_of_stock(tmp_path, english, 
     assert 0 == run.redone()
     # one rank, with as many sentences in an update
     stock = tmp_path / "stock"
+    options = [option for option in options if option != "--write-checkpoints-asynchronously"]
     data.run_tool(
         *("train", english, *data.MASKED_LM, "--update-freq", "2", *options, "--save-dir", stock)
     )

@@ -90,13 +90,6 @@ def test_without_the_optimizers_state_training_does_not_go_on_as_if_it_had_it(
     assert "so training cannot go on from its update 8" in lost.output
 
 
-def test_checkpoints_are_not_left_to_a_package_that_is_not_there(tmp_path, english):
-    run = ray_train(tmp_path, english, MASKED_LM, "--write-checkpoints-asynchronously")
-    assert 2 == run.wait()
-    assert run.lines[-1].endswith("on every node, or leave the option out")
-    assert [] == run.events()
-
-
 def test_ranks_that_drift_apart_end_the_run_before_a_checkpoint_is_written(
     tmp_path, english, two_nodes
 ):
