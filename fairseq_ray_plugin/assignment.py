@@ -10,6 +10,9 @@ class Job:
     """What every worker must know of the run, sent once."""
 
     run_id: str
+    """Known to this run's processes alone: it names their folders in memory, which nobody else may
+    guess."""
+
     cfg: bytes
     """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
 
@@ -57,6 +60,9 @@ class Role:
     world_size: int
     restore: str | None
     """Snapshot or checkpoint to go on from; None: as the user's options say."""
+
+    from_snapshot: bool = False
+    """`restore` is one, and is opened in this worker's own folders alone."""
 
     keeps_snapshots: bool
 

@@ -260,6 +260,7 @@ class RayCluster:
                 rank=rank,
                 world_size=world_size,
                 restore=None if place is None else place.path,
+                from_snapshot=isinstance(place, protocol.InMemory),
                 keeps_snapshots=worker in start.keepers,
             )
             self._call(worker, start, "start", role, master)

@@ -9,10 +9,10 @@ import importlib.util
 import logging
 import os
 import pickle
+import secrets
 import socket
 import sys
 import types
-import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -269,7 +269,7 @@ def _write_checkpoints_at_once(cfg: Any) -> None:
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
     return Job(
-        run_id=uuid.uuid4().hex[:8],
+        run_id=secrets.token_hex(16),
         cfg=pickle.dumps(cfg),
         groups=groups,
         restart_epoch=config.restart_epoch,

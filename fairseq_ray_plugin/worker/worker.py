@@ -183,7 +183,7 @@ class Worker:
         if role.generation <= self.void:
             return
         restore = role.restore
-        if role.rank == 0 and restore and self._is_missing(restore):
+        if role.rank == 0 and restore and role.from_snapshot and not self.memory.has(restore):
             self.messages.put(FromRank(role.generation, Missing(restore)))
             return
         self._drop_link()
@@ -209,10 +209,6 @@ class Worker:
             listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
-
-    def _is_missing(self, path: str) -> bool:
-        in_memory = os.path.dirname(path) in self.memory.folders
-        return in_memory and not os.path.exists(path)
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -261,6 +257,9 @@ class Worker:
     async def _publish(self, snapshot: Copy) -> None:
         assert isinstance(snapshot.place, InMemory)
         source, target = snapshot.place.path, self.job.last_checkpoint
+        if not self.memory.has(source):
+            self._say(Unsaved(f"the snapshot {source} is gone"))
+            return
         try:
             with files.whole(target) as partial:
                 await asyncio.to_thread(shutil.copyfile, source, partial)

@@ -48,19 +48,81 @@ def leave_behind(tmp_path, run_id):
         "open(folder.disk + '/snapshot_1.pt', 'w').close(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "shm"), run_id])
-    assert (tmp_path / "shm" / f"fairseq_ray_{run_id}" / "snapshot_1.pt").exists()
+    (folder,) = (tmp_path / "shm").iterdir()
+    assert (folder / "snapshot_1.pt").exists()
+    return folder
 
 
 def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
-    leave_behind(tmp_path, "killed")
+    left = leave_behind(tmp_path, "killed")
     other = MemoryFolder("run")
-    assert ["fairseq_ray_run"] == os.listdir(tmp_path / "shm")
+    assert other.folders[0] != str(left) and not left.exists()
     other.release()
 
 
 def test_what_a_killed_worker_left_serves_the_next_one_of_its_run(tmp_path):
-    leave_behind(tmp_path, "run")
+    left = leave_behind(tmp_path, "run")
     successor = MemoryFolder("run")
-    assert (tmp_path / "shm" / "fairseq_ray_run" / "snapshot_1.pt").exists()
+    assert successor.folders[0] == str(left) and (left / "snapshot_1.pt").exists()
     successor.release()
     assert [] == os.listdir(tmp_path / "shm")
+
+
+# folders that somebody else made
+
+
+def planted(tmp_path, kind):
+    """Somebody has learned the name of the run's folder on disk, and was there first."""
+    folder = tmp_path / "disk" / memory.folder_name("run", str(tmp_path / "disk"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    match kind:
+        case "another user's":
+            folder.mkdir(mode=0o700)
+            os.chown(folder, 65534, 65534)
+        case "open to all":
+            folder.mkdir()
+            folder.chmod(0o777)
+        case "a link":
+            folder.symlink_to(elsewhere)
+        case "a file":
+            folder.touch()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["another user's", "open to all", "a link", "a file"])
+def test_a_folder_that_was_planted_is_left_alone_and_the_run_keeps_the_other(
+    kind, tmp_path, caplog
+):
+    if kind == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can make another user's folder")
+    folder = planted(tmp_path, kind)
+    ours = MemoryFolder("run")
+    assert [str(tmp_path / "shm")] == [os.path.dirname(folder) for folder in ours.folders]
+    assert f"no snapshots in {tmp_path / 'disk'}" in caplog.text
+    ours.release()
+    assert os.path.lexists(folder), "it is not ours to remove"
+
+
+def test_without_any_folder_of_its_own_there_is_no_run(tmp_path):
+    planted(tmp_path, "open to all")
+    (tmp_path / "shm").chmod(0o777)
+    with pytest.raises(OSError, match="others may rename what is in .*shm: chmod .t it.*disk"):
+        MemoryFolder("run")
+
+
+def test_who_sees_one_folder_cannot_tell_the_name_of_the_other():
+    ours = MemoryFolder("run")
+    first, second = map(os.path.basename, ours.folders)
+    assert first != second
+    assert all(0o700 == os.stat(folder).st_mode & 0o7777 for folder in ours.folders)
+    ours.release()
+
+
+def test_what_another_user_left_is_not_removed_and_nothing_is_opened_there(tmp_path):
+    folder = tmp_path / "shm" / f"{memory.PREFIX}mine"
+    folder.mkdir()
+    folder.chmod(0o777)
+    os.mkfifo(folder / "held")
+    MemoryFolder("run").release()
+    assert (folder / "held").exists()

@@ -11,14 +11,18 @@ from driving import MASTER, hold, role, start
 from fairseq_ray_plugin.assignment import Holding
 from fairseq_ray_plugin.protocol import (
     Advanced,
+    Copy,
     Ended,
     FromRank,
     Held,
     Hold,
+    InMemory,
     Missing,
+    Publish,
     Running,
     Stacks,
     Unfit,
+    Unsaved,
 )
 from fairseq_ray_plugin.worker import evidence
 from fairseq_ray_plugin.worker import worker as worker_room
@@ -144,13 +148,25 @@ def test_the_end_of_a_rank_that_is_heard_late_is_not_taken_for_its_successors(dr
 def test_a_rank_whose_snapshot_is_gone_does_not_begin_and_the_older_one_stays(driver, ranks):
     older = start(driver, ranks)
     gone = driver.memory[0] / "snapshot_1.pt"
-    driver.start(2, restore=gone)
+    driver.start(2, restore=gone, from_snapshot=True)
     assert FromRank(2, Missing(str(gone))) == driver.hear()
     hold(driver, older, 2)
 
 
+def test_a_snapshot_in_a_folder_that_is_not_the_runs_own_is_not_opened(driver, tmp_path):
+    planted = tmp_path / "shm" / "snapshot_1.pt"
+    planted.write_text("a pickle is a program")
+    linked = driver.memory[0] / "snapshot_1.pt"
+    linked.symlink_to(planted)
+    for path in (planted, linked):
+        driver.start(2, restore=path, from_snapshot=True)
+        assert FromRank(2, Missing(str(path))) == driver.hear()
+        driver.tell(Publish(Copy(7, InMemory("node", str(path)))))
+        assert isinstance(driver.hear().says, Unsaved)
+
+
 def test_only_rank_0_needs_the_snapshot(driver, ranks):
-    start(driver, ranks, rank=1, restore=driver.memory[0] / "snapshot_1.pt")
+    start(driver, ranks, rank=1, restore=driver.memory[0] / "snapshot_1.pt", from_snapshot=True)
 
 
 # holding
