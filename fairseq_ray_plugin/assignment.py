@@ -38,6 +38,8 @@ class Job:
     """Path of the checkpoint that the same command goes on from."""
 
     environment: dict[str, str]
+    claim: int = 0
+    """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class Assignment(Role):
     """Where this node keeps snapshots, the best first."""
 
     snapshot_updates: int | None
+    claim: int
 
 
 # Between a worker and its server

@@ -16,7 +16,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.checkpoints import claim, files
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
@@ -67,6 +67,8 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         original: Any, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any
     ) -> Any:
         agreement.check(trainer, order_of(epoch_itr))
+        if keeper.rank == 0 and claim.is_overtaken(claim.place_of(cfg.save_dir), keeper.claim):
+            raise Refused(f"{cfg.save_dir} {claim.OVERTAKEN}", spoiled=True)
         written.clear()
         result = original(cfg, trainer, epoch_itr, val_loss)
         if written and keeper.rank == 0:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.assignment import Job
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
@@ -38,11 +39,27 @@ def cli_main() -> None:
     from fairseq_ray_plugin import compat
 
     compat.require_fairseq()
+    _refuse_early()
     compat.apply()
     import fairseq_cli.train
 
     register(default_address="auto")
     fairseq_cli.train.cli_main()
+
+
+def _refuse_early() -> None:
+    """A save dir in use is refused before the seconds that fairseq takes to be imported."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--save-dir", default="checkpoints")  # fairseq's default
+    args, rest = parser.parse_known_args()
+    if {"-h", "--help"} & set(rest):
+        return
+    try:
+        claim.refuse_if_in_use(claim.place_of(args.save_dir), args.save_dir)
+    except claim.InUse as error:
+        _exit(error)
+    except OSError:
+        pass  # said when the claim is made
 
 
 def hydra_cli_main() -> None:
@@ -158,10 +175,23 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
             )
         _refuse_lost_positions(cfg, config)
         _write_checkpoints_at_once(cfg)
-        record = journal.Journal(cfg.checkpoint.save_dir)
-    except (ValueError, OSError) as error:
+        save_dir = cfg.checkpoint.save_dir
+        held = claim.take(claim.place_of(save_dir), save_dir)
+    except (ValueError, OSError, claim.InUse) as error:
         _exit(error)
+    try:
+        return _train(cfg, config, groups, held)
+    finally:
+        held.release()
 
+
+def _train(
+    cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, held: claim.Claim
+) -> int:
+    try:
+        record = journal.Journal(cfg.checkpoint.save_dir)
+    except OSError as error:
+        _exit(error)
     # every rank's line counts, and looks as fairseq wrote it; ray reads this when imported
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
@@ -180,8 +210,9 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
-    cluster = distributed.RayCluster(_job(cfg, config, groups), config, max_ranks)
-    exit_code = driver.drive(cluster, config, max_ranks, record)
+    job = _job(cfg, config, groups, held.number)
+    cluster = distributed.RayCluster(job, config, max_ranks)
+    exit_code = driver.drive(cluster, config, max_ranks, record, held)
     # as at the interpreter's exit: it waits for the last lines of the ranks
     ray.shutdown(_exiting_interpreter=True)
     return exit_code
@@ -266,7 +297,7 @@ def _write_checkpoints_at_once(cfg: Any) -> None:
     cfg.checkpoint.write_checkpoints_asynchronously = False
 
 
-def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_number: int) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
     return Job(
         run_id=secrets.token_hex(16),
@@ -281,6 +312,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job
         user_dir_zip=user_code.pack_folder(user_dir) if user_dir else None,
         last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
+        claim=claim_number,
     )
 
 

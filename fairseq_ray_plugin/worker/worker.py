@@ -30,7 +30,7 @@ from fairseq_ray_plugin.assignment import (
     Role,
     Write,
 )
-from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.checkpoints import claim, files
 from fairseq_ray_plugin.checkpoints.memory import MemoryFolder
 from fairseq_ray_plugin.protocol import (
     Copy,
@@ -198,6 +198,7 @@ class Worker:
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
+            claim=job.claim,
         )
         self.link, end = Pipe()
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
@@ -261,6 +262,9 @@ class Worker:
             self._say(Unsaved(f"the snapshot {source} is gone"))
             return
         try:
+            folder = claim.place_of(os.path.dirname(target))
+            if await asyncio.to_thread(claim.is_overtaken, folder, self.job.claim):
+                raise OSError(claim.OVERTAKEN)
             with files.whole(target) as partial:
                 await asyncio.to_thread(shutil.copyfile, source, partial)
         except OSError as error:

@@ -10,6 +10,7 @@ import pytest
 from driving import hold, start
 
 from fairseq_ray_plugin.assignment import Write
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.protocol import (
     Copy,
     Drop,
@@ -79,6 +80,14 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(driver):
     assert isinstance(unsaved, Unsaved) and str(driver.last_checkpoint) in unsaved.reason
     assert "an old one" == driver.last_checkpoint.read_text()
     assert [driver.last_checkpoint] == [*driver.last_checkpoint.parent.iterdir()]
+
+
+def test_a_save_dir_that_another_run_has_taken_is_left_to_it(driver):
+    driver.last_checkpoint.write_text("the other run's")
+    claim.place_of(str(driver.last_checkpoint.parent)).create("1.json", b"{}")
+    driver.tell(Publish(snapshot_in_memory(driver)))
+    assert "was taken over by another run" in driver.hear().says.reason
+    assert "the other run's" == driver.last_checkpoint.read_text()
 
 
 def test_a_checkpoint_whose_folder_cannot_be_made_is_not_saved(driver):
