@@ -86,7 +86,9 @@ class Assignment(Role):
     """Where this node keeps snapshots, the best first."""
 
     snapshot_updates: int | None
-    claim: int
+    claim: int = 0
+    interface: str | None = None
+    """The network interface that gloo uses; None: as the environment says."""
 
 
 # Between a worker and its server

@@ -68,6 +68,12 @@ END_S = 1.0
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
 
+LOOPBACK = "127.0.0.1"
+"""Where the ranks of one node meet."""
+
+IFNAME = "GLOO_SOCKET_IFNAME"
+"""Environment variable: the interface that gloo listens on."""
+
 
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
@@ -110,7 +116,7 @@ class Worker:
         self.memory.remove_partials()
         self.user_dir = self._unpack_user_dir()
         self.server, end = Pipe()
-        environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
+        environment = {**os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
         self.process = subprocess.Popen(
             [sys.executable, *self.server_program, str(end.fileno())],
@@ -165,17 +171,29 @@ class Worker:
         """The node is heard of when this returns."""
         await asyncio.sleep(HEARTBEAT_S)
 
-    def find_free_port(self) -> int:
-        """A port on this node, kept open for the training process to take over."""
+    def find_free_port(self, host: str) -> int:
+        """A port on this node, kept open for the training process to take over.
+
+        Args:
+            host: the address of this node at which alone it can be reached.
+        """
         if self.listener is not None:
             self.listener.close()
-        family = socket.AF_INET6 if ":" in self.get_node_ip() else socket.AF_INET
-        self.listener = socket.create_server(("", 0), family=family)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self.listener = socket.create_server((host, 0), family=family)
+        except OSError:  # an address that a router gave the node, which knows itself by another
+            self.listener = socket.create_server(("", 0), family=family)
         return int(self.listener.getsockname()[1])
 
-    async def address(self) -> tuple[str, int]:
-        """Where the ranks of the next generation meet, if this worker runs rank 0."""
-        return self.get_node_ip(), self.find_free_port()
+    async def address(self, on_one_node: bool) -> tuple[str, int]:
+        """Where the ranks of the next generation meet, if this worker runs rank 0.
+
+        Args:
+            on_one_node: all of them run on this node, and nobody else need reach it.
+        """
+        host = LOOPBACK if on_one_node else self.get_node_ip()
+        return host, self.find_free_port(host)
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
         """Fork a training process; the one of the last generation ends."""
@@ -199,6 +217,7 @@ class Worker:
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
             claim=job.claim,
+            interface=self._interface(master),
         )
         self.link, end = Pipe()
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
@@ -210,6 +229,12 @@ class Worker:
             listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
+
+    def _interface(self, master: tuple[str, int]) -> str | None:
+        """Where gloo is to listen, if that has not been said."""
+        if IFNAME in os.environ or IFNAME in self.job.environment:
+            return None
+        return _interface_of(LOOPBACK if master[0] == LOOPBACK else self.get_node_ip())
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -341,12 +366,12 @@ class Worker:
                 self._say(Ended(how))
 
 
-def _network(address: str) -> dict[str, str]:
-    """What makes gloo use the interface that other nodes reach.
+def _interface_of(address: str) -> str | None:
+    """The network interface that has an address.
 
-    It would take the address of this machine's own name, which many systems say is 127.0.1.1.
+    gloo would take that of this machine's own name, which many systems say is 127.0.1.1.
     """
     for interface, addresses in psutil.net_if_addrs().items():
         if address in (a.address for a in addresses):
-            return {"GLOO_SOCKET_IFNAME": interface}
-    return {}
+            return str(interface)
+    return None

@@ -262,3 +262,23 @@ def test_a_rank_that_began_while_stacks_were_taken_is_not_held(driver, ranks, mo
     assert driver.hears_nothing()
     driver.tell(Hold(2, at_once=False))
     assert Hold(2, at_once=False) == newer.hear()
+
+
+# meeting
+
+
+def test_ranks_of_one_node_meet_where_no_other_node_can_reach_them(driver, monkeypatch):
+    assert "127.0.0.1" == driver.ask(driver.worker.address(on_one_node=True))[0]
+    assert "127.0.0.1" == driver.worker.listener.getsockname()[0]
+    assert "lo" == driver.worker._interface(("127.0.0.1", 7))
+    driver.worker.get_node_ip = lambda: "127.0.0.2"
+    assert "127.0.0.2" == driver.ask(driver.worker.address(on_one_node=False))[0]
+    assert "127.0.0.2" == driver.worker.listener.getsockname()[0]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    assert driver.worker._interface(("127.0.0.1", 7)) is None, "as the user says"
+
+
+def test_a_node_that_does_not_have_its_own_address_is_reached_all_the_same(driver):
+    driver.worker.get_node_ip = lambda: "203.0.113.77"  # nobody's
+    host, port = driver.ask(driver.worker.address(on_one_node=False))
+    assert "203.0.113.77" == host and ("0.0.0.0", port) == driver.worker.listener.getsockname()
