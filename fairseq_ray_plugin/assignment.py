@@ -34,6 +34,9 @@ class Job:
     python_path: tuple[str, ...]
     user_dir: str | None
     user_dir_zip: bytes | None
+    user_dir_not_sent: str = ""
+    """Why it is not, where there is one."""
+
     last_checkpoint: str
     """Path of the checkpoint that the same command goes on from."""
 

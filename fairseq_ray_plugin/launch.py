@@ -299,6 +299,7 @@ def _write_checkpoints_at_once(cfg: Any) -> None:
 
 def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_number: int) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
+    packed, not_sent = _pack(user_dir, cfg) if user_dir else (None, "")
     return Job(
         run_id=secrets.token_hex(16),
         cfg=pickle.dumps(cfg),
@@ -309,11 +310,25 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_
         working_dir=os.getcwd(),
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
-        user_dir_zip=user_code.pack_folder(user_dir) if user_dir else None,
+        user_dir_zip=packed,
+        user_dir_not_sent=not_sent,
         last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
         claim=claim_number,
     )
+
+
+def _pack(user_dir: str, cfg: Any) -> tuple[bytes | None, str]:
+    """What is sent of --user-dir to nodes that do not have it, or why nothing is."""
+    data = str(getattr(cfg.task, "data", None) or "").split(os.pathsep)
+    no_code = [*data, cfg.checkpoint.save_dir, cfg.common.tensorboard_logdir]
+    try:
+        return user_code.pack_folder(user_dir, [path for path in no_code if path]), ""
+    except user_code.NotSent as error:
+        logger.warning(
+            "--user-dir %s is not sent to nodes that do not have it: %s", user_dir, error
+        )
+        return None, str(error)
 
 
 def find_user_dir(user_dir: str | None) -> str | None:

@@ -16,8 +16,6 @@ import sys
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 
-import psutil
-
 from fairseq_ray_plugin.assignment import (
     Assignment,
     Exited,
@@ -53,7 +51,7 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
     WorkerMessage,
 )
-from fairseq_ray_plugin.worker import evidence, notices, user_code
+from fairseq_ray_plugin.worker import evidence, meeting, notices, user_code
 from fairseq_ray_plugin.worker.outbox import Outbox
 
 HEARTBEAT_S = 0.5
@@ -67,12 +65,6 @@ END_S = 1.0
 
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
-
-LOOPBACK = "127.0.0.1"
-"""Where the ranks of one node meet."""
-
-IFNAME = "GLOO_SOCKET_IFNAME"
-"""Environment variable: the interface that gloo listens on."""
 
 
 class Worker:
@@ -114,7 +106,11 @@ class Worker:
             return  # asked again, for it was not known whether this had arrived
         job = self.job
         self.memory.remove_partials()
-        self.user_dir = self._unpack_user_dir()
+        try:
+            self.user_dir = self._unpack_user_dir()
+        except (OSError, ValueError) as error:
+            self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
+            return
         self.server, end = Pipe()
         environment = {**os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
@@ -152,8 +148,10 @@ class Worker:
     def _unpack_user_dir(self) -> str | None:
         """The user's own code, shipped to where it is missing."""
         job = self.job
-        if job.user_dir is None or job.user_dir_zip is None or os.path.isdir(job.user_dir):
+        if job.user_dir is None or os.path.isdir(job.user_dir):
             return job.user_dir
+        if job.user_dir_zip is None:
+            raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
         folder = os.path.join(self.memory.disk, f"user_dir_{os.getpid()}")
         return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
 
@@ -179,11 +177,7 @@ class Worker:
         """
         if self.listener is not None:
             self.listener.close()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self.listener = socket.create_server((host, 0), family=family)
-        except OSError:  # an address that a router gave the node, which knows itself by another
-            self.listener = socket.create_server(("", 0), family=family)
+        self.listener = meeting.listen(host)
         return int(self.listener.getsockname()[1])
 
     async def address(self, on_one_node: bool) -> tuple[str, int]:
@@ -192,7 +186,7 @@ class Worker:
         Args:
             on_one_node: all of them run on this node, and nobody else need reach it.
         """
-        host = LOOPBACK if on_one_node else self.get_node_ip()
+        host = meeting.LOOPBACK if on_one_node else self.get_node_ip()
         return host, self.find_free_port(host)
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
@@ -217,7 +211,9 @@ class Worker:
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
             claim=job.claim,
-            interface=self._interface(master),
+            interface=meeting.interface(
+                master[0], self.get_node_ip(), {**os.environ, **job.environment}
+            ),
         )
         self.link, end = Pipe()
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
@@ -229,12 +225,6 @@ class Worker:
             listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
-
-    def _interface(self, master: tuple[str, int]) -> str | None:
-        """Where gloo is to listen, if that has not been said."""
-        if IFNAME in os.environ or IFNAME in self.job.environment:
-            return None
-        return _interface_of(LOOPBACK if master[0] == LOOPBACK else self.get_node_ip())
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -364,14 +354,3 @@ class Worker:
                 self._drop_link()
                 self.memory.remove_partials()
                 self._say(Ended(how))
-
-
-def _interface_of(address: str) -> str | None:
-    """The network interface that has an address.
-
-    gloo would take that of this machine's own name, which many systems say is 127.0.1.1.
-    """
-    for interface, addresses in psutil.net_if_addrs().items():
-        if address in (a.address for a in addresses):
-            return str(interface)
-    return None

@@ -1,12 +1,13 @@
 """A worker gives each order its answer and loses no message, whatever its rank does meanwhile."""
 
 import asyncio
+import dataclasses
 import signal
 from pathlib import Path
 
 import puppets
 import pytest
-from driving import MASTER, hold, role, start
+from driving import MASTER, LocalWorker, hold, role, start
 
 from fairseq_ray_plugin.assignment import Holding
 from fairseq_ray_plugin.protocol import (
@@ -24,7 +25,7 @@ from fairseq_ray_plugin.protocol import (
     Unfit,
     Unsaved,
 )
-from fairseq_ray_plugin.worker import evidence
+from fairseq_ray_plugin.worker import evidence, meeting
 from fairseq_ray_plugin.worker import worker as worker_room
 from fairseq_ray_plugin.worker.outbox import Outbox
 
@@ -267,18 +268,36 @@ def test_a_rank_that_began_while_stacks_were_taken_is_not_held(driver, ranks, mo
 # meeting
 
 
-def test_ranks_of_one_node_meet_where_no_other_node_can_reach_them(driver, monkeypatch):
-    assert "127.0.0.1" == driver.ask(driver.worker.address(on_one_node=True))[0]
-    assert "127.0.0.1" == driver.worker.listener.getsockname()[0]
-    assert "lo" == driver.worker._interface(("127.0.0.1", 7))
+def test_ranks_of_one_node_meet_where_no_other_node_can_reach_them(driver):
     driver.worker.get_node_ip = lambda: "127.0.0.2"
-    assert "127.0.0.2" == driver.ask(driver.worker.address(on_one_node=False))[0]
-    assert "127.0.0.2" == driver.worker.listener.getsockname()[0]
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
-    assert driver.worker._interface(("127.0.0.1", 7)) is None, "as the user says"
+    for on_one_node, address in ((True, "127.0.0.1"), (False, "127.0.0.2")):
+        host, port = driver.ask(driver.worker.address(on_one_node))
+        assert address == host and (address, port) == driver.worker.listener.getsockname()
 
 
 def test_a_node_that_does_not_have_its_own_address_is_reached_all_the_same(driver):
     driver.worker.get_node_ip = lambda: "203.0.113.77"  # nobody's
     host, port = driver.ask(driver.worker.address(on_one_node=False))
     assert "203.0.113.77" == host and ("0.0.0.0", port) == driver.worker.listener.getsockname()
+
+
+def test_gloo_listens_on_the_interface_of_the_address_or_as_the_user_says():
+    assert "lo" == meeting.interface("127.0.0.1", "203.0.113.77", {})
+    assert "lo" == meeting.interface("203.0.113.1", "127.0.0.1", {})
+    assert meeting.interface("203.0.113.1", "203.0.113.77", {}) is None
+    assert meeting.interface("127.0.0.1", "127.0.0.1", {"GLOO_SOCKET_IFNAME": "ib0"}) is None
+
+
+# the user's code
+
+
+def test_a_node_that_lacks_user_code_which_cannot_be_sent_says_so(driver):
+    job = dataclasses.replace(
+        driver.worker.job, user_dir="/nowhere/my_tasks", user_dir_not_sent="it has 300 MiB"
+    )
+    other = LocalWorker(job)
+    driver.ask(other.prepare())
+    (unfit,) = driver.ask(other.next_messages(0, 0))
+    reason = "it is not on this node and was not sent: it has 300 MiB"
+    assert Unfit(f"--user-dir /nowhere/my_tasks: {reason}") == unfit
+    driver.ask(other.stop())
