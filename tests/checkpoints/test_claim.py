@@ -177,6 +177,19 @@ def test_the_same_pid_in_another_container_is_another_process(place):
     assert clock.now > 1000 + room.SILENCE_S, "its death cannot be seen from here"
 
 
+def test_a_container_on_this_machine_is_told_from_it():
+    code = "from fairseq_ray_plugin.checkpoints import claim; print(claim._machine())"
+    inside = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+    )
+    if inside.returncode:
+        pytest.skip(f"no namespaces here: {inside.stderr}")
+    assert inside.stdout.strip() != room._machine()
+    assert inside.stdout.split()[0] == room._machine().split()[0], "it was booted at the same time"
+
+
 @pytest.mark.parametrize("content", [b"", b'{"host": "a', b"[]", b'{"host": "a"}'])
 def test_half_a_claim_is_waited_for_and_stands_in_the_way_of_none(content, place):
     place.create("4.json", content)

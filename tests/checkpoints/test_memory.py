@@ -75,7 +75,7 @@ def planted(tmp_path, kind):
     """Somebody has learned the name of the run's folder on disk, and was there first."""
     folder = tmp_path / "disk" / memory.folder_name("run", str(tmp_path / "disk"))
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(mode=0o700)  # private, but not what was meant
     match kind:
         case "another user's":
             folder.mkdir(mode=0o700)
