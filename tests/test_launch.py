@@ -3,11 +3,14 @@
 import asyncio
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import data
+import psutil
 import pytest
 from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
@@ -88,6 +91,24 @@ def test_on_a_laptop_ray_starts_by_itself_and_stock_fairseq_reads_the_result(tmp
         *("--path", tmp_path / "save" / "checkpoint_last.pt", "--valid-subset", "valid"),
     )
     assert "valid on 'valid' subset" in output
+
+
+def test_a_save_dir_in_use_is_refused_at_once_and_free_when_its_run_has_ended(tmp_path, english):
+    options = (*data.MASKED_LM, "--ray-max-workers", "1", "--disable-validation")
+    run = ray_train(tmp_path, english, options, "--max-update", "60", pause_s=0.1)
+    run.until_update(3)
+    begin = time.monotonic()
+    second = command("fairseq-ray-train", english, *options, "--save-dir", run.save_dir)
+    took = time.monotonic() - begin
+    assert 2 == second.returncode
+    (line,) = second.stderr.splitlines()
+    assert f"--save-dir {run.save_dir} is in use by a run on {socket.gethostname()}" in line
+    assert f"(pid {run.process.pid}, since 2" in line
+    assert took < 2, "before fairseq is imported"
+    run.finish()
+    assert 60 == run.events("finished")[-1]["update"]
+    again = ray_train(tmp_path, english, options, "--max-update", "70").finish()
+    assert "waiting up to" not in again.output
 
 
 def test_as_a_plugin_stock_training_stays_as_it_is(tmp_path, english):

@@ -3,6 +3,7 @@
 import signal
 
 import data
+import psutil
 import pytest
 from runs import ray_train
 from test_recovery import check_nothing_left, check_samples
@@ -21,6 +22,10 @@ def test_a_host_that_is_cut_off_is_done_without_and_taken_back(
         pause_s=0.4,  # or the epoch ends before the host is back, and has lasted
     )
     run.until_update(10)
+    for there in run.ranks():
+        connections = psutil.Process(there["pid"]).net_connections()
+        listening = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        assert {two_hosts.of(there["node"]).node_ip_address} == listening
     cut_off = two_hosts.of(run.ranks()[rank]["node"])
     (host,) = (host for host in hosts if host.address == cut_off.node_ip_address)
     host.cut()

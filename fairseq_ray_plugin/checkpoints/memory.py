@@ -49,14 +49,13 @@ class MemoryFolder:
 
     Args:
         secret: names the folders; the workers of a run on a node, and they alone, know it.
-
-    Raises:
-        OSError: there is no place for a folder; the message says what is wrong with each.
     """
 
     def __init__(self, secret: str) -> None:
         self._held: dict[str, int] = {}
-        refusals = []
+        self.refusals: list[str] = []
+        """What is wrong with the places in which there is no folder."""
+
         for root in dict.fromkeys(roots()):
             folder = os.path.join(root, folder_name(secret, root))
             try:
@@ -67,20 +66,13 @@ class MemoryFolder:
                     pass  # another worker took it for abandoned before it was locked
                 self._held[folder] = held
             except OSError as error:
-                refusals.append(str(error))
+                self.refusals.append(str(error))
                 logger.warning("no snapshots in %s: %s", root, error)
-        if not self._held:
-            raise OSError("no folder for snapshots: " + "; ".join(refusals))
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Where snapshots may go, the best first."""
+        """Where snapshots may go, the best first; there may be none."""
         return tuple(self._held)
-
-    @property
-    def disk(self) -> str:
-        """The one on disk."""
-        return self.folders[-1]
 
     def has(self, path: str) -> bool:
         """Whether a snapshot is there, in a folder of ours: what lies elsewhere is not opened."""

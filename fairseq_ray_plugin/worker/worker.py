@@ -105,6 +105,9 @@ class Worker:
         if self.server is not None:
             return  # asked again, for it was not known whether this had arrived
         job = self.job
+        if not self.memory.folders:
+            self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
+            return
         self.memory.remove_partials()
         try:
             self.user_dir = self._unpack_user_dir()
@@ -152,7 +155,7 @@ class Worker:
             return job.user_dir
         if job.user_dir_zip is None:
             raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
-        folder = os.path.join(self.memory.disk, f"user_dir_{os.getpid()}")
+        folder = os.path.join(self.memory.folders[-1], f"user_dir_{os.getpid()}")  # on disk
         return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
@@ -169,15 +172,16 @@ class Worker:
         """The node is heard of when this returns."""
         await asyncio.sleep(HEARTBEAT_S)
 
-    def find_free_port(self, host: str) -> int:
+    def find_free_port(self, host: str | None = None) -> int:
         """A port on this node, kept open for the training process to take over.
 
         Args:
-            host: the address of this node at which alone it can be reached.
+            host: the address of this node at which alone it can be reached; None: as other nodes
+                reach it.
         """
         if self.listener is not None:
             self.listener.close()
-        self.listener = meeting.listen(host)
+        self.listener = meeting.listen(host or self.get_node_ip())
         return int(self.listener.getsockname()[1])
 
     async def address(self, on_one_node: bool) -> tuple[str, int]:
@@ -302,7 +306,8 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 await asyncio.to_thread(self.process.wait)
-        shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
+        for folder in self.memory.folders:
+            shutil.rmtree(os.path.join(folder, f"user_dir_{os.getpid()}"), True)
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:

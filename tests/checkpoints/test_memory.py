@@ -45,7 +45,7 @@ def leave_behind(tmp_path, run_id):
     code = (
         "import os, sys; from fairseq_ray_plugin.checkpoints import memory; "
         "memory.roots = lambda: sys.argv[1:2]; folder = memory.MemoryFolder(sys.argv[2]); "
-        "open(folder.disk + '/snapshot_1.pt', 'w').close(); os.kill(os.getpid(), 9)"
+        "open(folder.folders[0] + '/snapshot_1.pt', 'w').close(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "shm"), run_id])
     (folder,) = (tmp_path / "shm").iterdir()
@@ -104,11 +104,15 @@ def test_a_folder_that_was_planted_is_left_alone_and_the_run_keeps_the_other(
     assert os.path.lexists(folder), "it is not ours to remove"
 
 
-def test_without_any_folder_of_its_own_there_is_no_run(tmp_path):
+def test_without_any_folder_of_its_own_nothing_is_taken(tmp_path):
     planted(tmp_path, "open to all")
     (tmp_path / "shm").chmod(0o777)
-    with pytest.raises(OSError, match="others may rename what is in .*shm: chmod .t it.*disk"):
-        MemoryFolder("run")
+    ours = MemoryFolder("run")
+    assert () == ours.folders
+    shm, disk = ours.refusals
+    assert f"others may rename what is in {tmp_path / 'shm'}: chmod +t it" in shm
+    assert "is not this user's alone" in disk
+    ours.release()
 
 
 def test_who_sees_one_folder_cannot_tell_the_name_of_the_other():

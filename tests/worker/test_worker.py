@@ -288,7 +288,17 @@ def test_gloo_listens_on_the_interface_of_the_address_or_as_the_user_says():
     assert meeting.interface("127.0.0.1", "127.0.0.1", {"GLOO_SOCKET_IFNAME": "ib0"}) is None
 
 
-# the user's code
+# what it cannot do without
+
+
+def test_a_node_without_a_folder_that_is_this_users_alone_is_unfit(driver, tmp_path):
+    for name in ("shm", "disk"):
+        (tmp_path / name).chmod(0o777)
+    other = LocalWorker(driver.worker.job)
+    driver.ask(other.prepare())
+    (unfit,) = driver.ask(other.next_messages(0, 0))
+    assert unfit.reason.startswith("no folder for snapshots: others may rename what is in")
+    driver.ask(other.stop())
 
 
 def test_a_node_that_lacks_user_code_which_cannot_be_sent_says_so(driver):
