@@ -48,16 +48,17 @@ class MemoryFolder:
     """This worker's hold on the run's folders on this node; made, and others' leavings removed.
 
     Args:
-        secret: names the folders; the workers of a run on a node, and they alone, know it.
+        secret: of the run, which its workers alone know: nobody else can tell the folders' names.
+        node: several nodes of a cluster may share a machine.
     """
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, node: str) -> None:
         self._held: dict[str, int] = {}
         self.refusals: list[str] = []
         """What is wrong with the places in which there is no folder."""
 
         for root in dict.fromkeys(roots()):
-            folder = os.path.join(root, folder_name(secret, root))
+            folder = os.path.join(root, folder_name(secret, root, node))
             try:
                 _check_root(root)
                 # ours too may be held by nobody: its last worker died, and what it kept is wanted
@@ -103,9 +104,10 @@ class MemoryFolder:
             _remove_abandoned(os.path.dirname(folder))
 
 
-def folder_name(secret: str, root: str) -> str:
+def folder_name(secret: str, root: str, node: str) -> str:
     """The name of a run's folder in a root; who sees one cannot tell those in other roots."""
-    return PREFIX + hashlib.sha256(f"{secret} {root}".encode()).hexdigest()[:32]
+    digest = hashlib.sha256(f"{secret} {root} {node}".encode()).hexdigest()
+    return f"{PREFIX}{digest[:32]}_{node}"
 
 
 def _check_root(root: str) -> None:

@@ -76,8 +76,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.messages = Outbox()
-        # by node, not by machine: several nodes of a cluster may share one
-        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
+        self.memory = MemoryFolder(job.run_id, self.get_node_id())
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None

@@ -19,7 +19,7 @@ def own_root(tmp_path, monkeypatch):
 
 
 def test_the_last_worker_on_a_node_takes_the_folders_away():
-    first, second = MemoryFolder("run"), MemoryFolder("run")
+    first, second = MemoryFolder("run", "node"), MemoryFolder("run", "node")
     first.release()
     assert all(Path(folder).is_dir() for folder in second.folders)
     second.release()
@@ -27,7 +27,7 @@ def test_the_last_worker_on_a_node_takes_the_folders_away():
 
 
 def test_what_is_of_no_use_goes_and_so_does_what_killed_writers_left(tmp_path):
-    memory_folder = MemoryFolder("run")
+    memory_folder = MemoryFolder("run", "node")
     first, disk = memory_folder.folders
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -44,7 +44,7 @@ def leave_behind(tmp_path, run_id):
     """A worker is killed that holds a snapshot."""
     code = (
         "import os, sys; from fairseq_ray_plugin.checkpoints import memory; "
-        "memory.roots = lambda: sys.argv[1:2]; folder = memory.MemoryFolder(sys.argv[2]); "
+        "memory.roots = lambda: sys.argv[1:2]; folder = memory.MemoryFolder(sys.argv[2], 'node'); "
         "open(folder.folders[0] + '/snapshot_1.pt', 'w').close(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "shm"), run_id])
@@ -55,14 +55,14 @@ def leave_behind(tmp_path, run_id):
 
 def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
     left = leave_behind(tmp_path, "killed")
-    other = MemoryFolder("run")
+    other = MemoryFolder("run", "node")
     assert other.folders[0] != str(left) and not left.exists()
     other.release()
 
 
 def test_what_a_killed_worker_left_serves_the_next_one_of_its_run(tmp_path):
     left = leave_behind(tmp_path, "run")
-    successor = MemoryFolder("run")
+    successor = MemoryFolder("run", "node")
     assert successor.folders[0] == str(left) and (left / "snapshot_1.pt").exists()
     successor.release()
     assert [] == os.listdir(tmp_path / "shm")
@@ -73,7 +73,7 @@ def test_what_a_killed_worker_left_serves_the_next_one_of_its_run(tmp_path):
 
 def planted(tmp_path, kind):
     """Somebody has learned the name of the run's folder on disk, and was there first."""
-    folder = tmp_path / "disk" / memory.folder_name("run", str(tmp_path / "disk"))
+    folder = tmp_path / "disk" / memory.folder_name("run", str(tmp_path / "disk"), "node")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)  # private, but not what was meant
     match kind:
@@ -97,7 +97,7 @@ def test_a_folder_that_was_planted_is_left_alone_and_the_run_keeps_the_other(
     if kind == "another user's" and os.geteuid() != 0:
         pytest.skip("only root can make another user's folder")
     folder = planted(tmp_path, kind)
-    ours = MemoryFolder("run")
+    ours = MemoryFolder("run", "node")
     assert [str(tmp_path / "shm")] == [os.path.dirname(folder) for folder in ours.folders]
     assert f"no snapshots in {tmp_path / 'disk'}" in caplog.text
     ours.release()
@@ -107,7 +107,7 @@ def test_a_folder_that_was_planted_is_left_alone_and_the_run_keeps_the_other(
 def test_without_any_folder_of_its_own_nothing_is_taken(tmp_path):
     planted(tmp_path, "open to all")
     (tmp_path / "shm").chmod(0o777)
-    ours = MemoryFolder("run")
+    ours = MemoryFolder("run", "node")
     assert () == ours.folders
     shm, disk = ours.refusals
     assert f"others may rename what is in {tmp_path / 'shm'}: chmod +t it" in shm
@@ -116,9 +116,9 @@ def test_without_any_folder_of_its_own_nothing_is_taken(tmp_path):
 
 
 def test_who_sees_one_folder_cannot_tell_the_name_of_the_other():
-    ours = MemoryFolder("run")
+    ours = MemoryFolder("run", "node")
     first, second = map(os.path.basename, ours.folders)
-    assert first != second
+    assert first != second and first.endswith("_node") and second.endswith("_node")
     assert all(0o700 == os.stat(folder).st_mode & 0o7777 for folder in ours.folders)
     ours.release()
 
@@ -128,5 +128,5 @@ def test_what_another_user_left_is_not_removed_and_nothing_is_opened_there(tmp_p
     folder.mkdir()
     folder.chmod(0o777)
     os.mkfifo(folder / "held")
-    MemoryFolder("run").release()
+    MemoryFolder("run", "node").release()
     assert (folder / "held").exists()
