@@ -10,6 +10,9 @@ class Job:
     """What every worker must know of the run, sent once."""
 
     run_id: str
+    """Known to this run's processes alone: it names their folders in memory, which nobody else may
+    guess."""
+
     cfg: bytes
     """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
 
@@ -31,10 +34,15 @@ class Job:
     python_path: tuple[str, ...]
     user_dir: str | None
     user_dir_zip: bytes | None
+    user_dir_not_sent: str = ""
+    """Why it is not, where there is one."""
+
     last_checkpoint: str
     """Path of the checkpoint that the same command goes on from."""
 
     environment: dict[str, str]
+    claim: int = 0
+    """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,9 @@ class Role:
     restore: str | None
     """Snapshot or checkpoint to go on from; None: as the user's options say."""
 
+    from_snapshot: bool = False
+    """`restore` is one, and is opened in this worker's own folders alone."""
+
     keeps_snapshots: bool
 
 
@@ -78,6 +89,9 @@ class Assignment(Role):
     """Where this node keeps snapshots, the best first."""
 
     snapshot_updates: int | None
+    claim: int = 0
+    interface: str | None = None
+    """The network interface that gloo uses; None: as the environment says."""
 
 
 # Between a worker and its server
@@ -99,6 +113,8 @@ class WriteCheckpoint:
     snapshot: str
     target: str | None
     """None: the names that fairseq gives it, which it was put by for."""
+
+    claim: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

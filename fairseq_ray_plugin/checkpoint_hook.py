@@ -15,7 +15,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import files, manifests
+from fairseq_ray_plugin.checkpoints import claim, files, manifests
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
@@ -81,6 +81,8 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         original: Any, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any
     ) -> Any:
         agreement.check(trainer, order_of(epoch_itr))
+        if keeper.rank == 0 and claim.is_overtaken(claim.place_of(cfg.save_dir), keeper.claim):
+            raise Refused(f"{cfg.save_dir} {claim.OVERTAKEN}", spoiled=True)
         written.clear()
         # a task that is told of what was written, by fairseq main, is told when it was
         if keeper.rank == 0 and not hasattr(trainer.task, "post_save"):

@@ -251,7 +251,8 @@ class RayCluster:
 
     def _start(self, start: Start) -> None:
         # Ray hands the first worker's answer to the others: the driver need not wait for it
-        master = self.actors[start.ranks[0]].address.remote()
+        on_one_node = len({self.nodes[worker] for worker in start.ranks}) == 1
+        master = self.actors[start.ranks[0]].address.remote(on_one_node)
         place = start.source.place if start.source else None
         world_size = len(start.ranks)
         for rank, worker in enumerate(start.ranks):
@@ -260,6 +261,7 @@ class RayCluster:
                 rank=rank,
                 world_size=world_size,
                 restore=None if place is None else place.path,
+                from_snapshot=isinstance(place, protocol.InMemory),
                 keeps_snapshots=worker in start.keepers,
             )
             self._call(worker, start, "start", role, master)

@@ -8,6 +8,7 @@ what is held saved first.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.checkpoints.claim import Claim
 from fairseq_ray_plugin.control import loop
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Log, State
@@ -43,11 +45,19 @@ cluster in a row that may fail.
 
 
 def drive(
-    cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+    cluster: Any,
+    config: ElasticConfig,
+    max_ranks: int | None,
+    record: journal.Journal,
+    claim: Claim | None = None,
 ) -> int:
-    """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code."""
+    """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code.
+
+    Args:
+        claim: on the save dir; the run ends without writing there when it is lost.
+    """
     signals = _Signals()
-    driver = Driver(cluster, config, max_ranks, record)
+    driver = Driver(cluster, config, max_ranks, record, claim)
     gc.freeze()  # or a stop with thousands of orders looks through all that was imported
     try:
         while driver.end is None:
@@ -63,9 +73,14 @@ class Driver:
     """One run: what has been decided so far, and where that is written down."""
 
     def __init__(
-        self, cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+        self,
+        cluster: Any,
+        config: ElasticConfig,
+        max_ranks: int | None,
+        record: journal.Journal,
+        claim: Claim | None = None,
     ) -> None:
-        self.cluster, self.config, self.max_ranks = cluster, config, max_ranks
+        self.cluster, self.config, self.max_ranks, self.claim = cluster, config, max_ranks, claim
         self.end: End | None = None
         self.state = State()
         self.lines: list[dict[str, Any]] = []
@@ -102,6 +117,8 @@ class Driver:
             if self.num_blind > MAX_DEFECTS:
                 self.end = End(loop.DEFECT, f"the cluster cannot be observed: {error!r}")
             return
+        if self.claim is not None and self.claim.lost is not None:
+            observation = dataclasses.replace(observation, save_dir_lost=self.claim.lost)
         self.num_blind = 0
         self.unreached = []
         before = self.state

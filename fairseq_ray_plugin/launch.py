@@ -9,15 +9,16 @@ import importlib.util
 import logging
 import os
 import pickle
+import secrets
 import socket
 import sys
 import types
-import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.assignment import Job
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
@@ -38,11 +39,27 @@ def cli_main() -> None:
     from fairseq_ray_plugin import compat
 
     compat.require_fairseq()
+    _refuse_early()
     compat.apply()
     import fairseq_cli.train
 
     register(default_address="auto")
     fairseq_cli.train.cli_main()
+
+
+def _refuse_early() -> None:
+    """A save dir in use is refused before the seconds that fairseq takes to be imported."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--save-dir", default="checkpoints")  # fairseq's default
+    args, rest = parser.parse_known_args()
+    if {"-h", "--help"} & set(rest):
+        return
+    try:
+        claim.refuse_if_in_use(claim.place_of(args.save_dir), args.save_dir)
+    except claim.InUse as error:
+        _exit(error)
+    except OSError:
+        pass  # said when the claim is made
 
 
 def hydra_cli_main() -> None:
@@ -159,10 +176,23 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         _refuse_lost_positions(cfg, config)
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
-        record = journal.Journal(cfg.checkpoint.save_dir)
-    except (ValueError, OSError) as error:
+        save_dir = cfg.checkpoint.save_dir
+        held = claim.take(claim.place_of(save_dir), save_dir)
+    except (ValueError, OSError, claim.InUse) as error:
         _exit(error)
+    try:
+        return _train(cfg, config, groups, held)
+    finally:
+        held.release()
 
+
+def _train(
+    cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, held: claim.Claim
+) -> int:
+    try:
+        record = journal.Journal(cfg.checkpoint.save_dir)
+    except OSError as error:
+        _exit(error)
     # every rank's line counts, and looks as fairseq wrote it; ray reads this when imported
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
@@ -181,8 +211,9 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
-    cluster = distributed.RayCluster(_job(cfg, config, groups), config, max_ranks)
-    exit_code = driver.drive(cluster, config, max_ranks, record)
+    job = _job(cfg, config, groups, held.number)
+    cluster = distributed.RayCluster(job, config, max_ranks)
+    exit_code = driver.drive(cluster, config, max_ranks, record, held)
     # as at the interpreter's exit: it waits for the last lines of the ranks
     ray.shutdown(_exiting_interpreter=True)
     return exit_code
@@ -250,10 +281,11 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
             )
 
 
-def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_number: int) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
+    packed, not_sent = _pack(user_dir, cfg) if user_dir else (None, "")
     return Job(
-        run_id=uuid.uuid4().hex[:8],
+        run_id=secrets.token_hex(16),
         cfg=pickle.dumps(cfg),
         groups=groups,
         restart_epoch=config.restart_epoch,
@@ -262,10 +294,25 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job
         working_dir=os.getcwd(),
         python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
-        user_dir_zip=user_code.pack_folder(user_dir) if user_dir else None,
+        user_dir_zip=packed,
+        user_dir_not_sent=not_sent,
         last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
+        claim=claim_number,
     )
+
+
+def _pack(user_dir: str, cfg: Any) -> tuple[bytes | None, str]:
+    """What is sent of --user-dir to nodes that do not have it, or why nothing is."""
+    data = str(getattr(cfg.task, "data", None) or "").split(os.pathsep)
+    no_code = [*data, cfg.checkpoint.save_dir, cfg.common.tensorboard_logdir]
+    try:
+        return user_code.pack_folder(user_dir, [path for path in no_code if path]), ""
+    except user_code.NotSent as error:
+        logger.warning(
+            "--user-dir %s is not sent to nodes that do not have it: %s", user_dir, error
+        )
+        return None, str(error)
 
 
 def find_user_dir(user_dir: str | None) -> str | None:

@@ -366,6 +366,9 @@ class Observation:
     head_silent_s: float = 0.0
     """For how long the cluster's head has not answered."""
 
+    save_dir_lost: str | None = None
+    """Who has taken the save dir, for people, while this run was not heard of."""
+
 
 # What is to be done
 

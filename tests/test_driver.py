@@ -1,5 +1,7 @@
 """The driver's loop against a cluster that fails: nothing that is only bookkeeping ends a run."""
 
+import types
+
 import pytest
 
 from fairseq_ray_plugin import protocol
@@ -57,8 +59,8 @@ class Cluster:
                 self.events.append(Heard(worker, FromRank(1, Saved(7, "checkpoint_last.pt"))))
 
 
-def drive(tmp_path, cluster, turns=300, signal_at=15):
-    driver = Driver(cluster, ElasticConfig(), None, Journal(str(tmp_path)))
+def drive(tmp_path, cluster, turns=300, signal_at=15, claim=None):
+    driver = Driver(cluster, ElasticConfig(), None, Journal(str(tmp_path)), claim)
     for turn in range(turns):
         if driver.end is None:
             driver.turn(15 if turn >= signal_at else None)
@@ -80,6 +82,13 @@ def test_a_start_that_can_never_be_told_ends_the_run_as_a_defect(tmp_path, caplo
     assert loop.DEFECT == driver.end.exit_code and "RuntimeError" in driver.end.message
     assert 1 == caplog.text.count("Start could not be done; training goes on")
     assert driver.state.generation <= MAX_UNSTARTED + 1
+
+
+def test_a_claim_on_the_save_dir_that_is_lost_ends_the_run(tmp_path):
+    claim = types.SimpleNamespace(lost="a run on host-b")
+    driver = drive(tmp_path, Cluster(), claim=claim, signal_at=300)
+    assert 1 == driver.end.exit_code
+    assert "--save-dir was taken over by a run on host-b" in driver.end.message
 
 
 def test_a_cluster_that_cannot_be_observed_ends_the_run_in_the_end(tmp_path, caplog):

@@ -1,5 +1,7 @@
 """However a run ends, what its ranks held is saved first, and bookkeeping ends none."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +12,8 @@ import data
 import pytest
 import torch
 from runs import TESTS, ray_train
+
+from fairseq_ray_plugin.checkpoints import claim
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
 
@@ -70,6 +74,30 @@ def test_a_run_that_is_given_up_saves_what_is_held_and_can_be_replayed(
     output = replay(tmp_path / "recording")
     assert output.endswith(" 0 times it was decided otherwise\n")
     assert "> stopped: FAILED: rank 0" in output and "> failed: training failed 2 times" in output
+
+
+def test_a_run_whose_save_dir_was_taken_over_writes_nothing_over_the_other_runs(tmp_path, english):
+    """As after a minute for which its machine was cut off from a shared file system."""
+    run = ray_train(
+        tmp_path,
+        english,
+        FIXED,
+        *("--max-epoch", "9", "--ray-max-workers", "1", "--save-interval-updates", "2"),
+        pause_s=0.1,
+    )
+    run.until(lambda: run.events("checkpoint"))
+    there = claim.place_of(str(run.save_dir))
+    other = dataclasses.replace(claim.this_process(), host="host-b", machine="another")
+    there.create("2.json", json.dumps(dataclasses.asdict(other)).encode())
+    begin = time.time()
+    assert 1 == run.wait()
+    assert time.time() - begin < 15
+    (*_, last) = [line for line in run.lines if "fairseq_ray_plugin" in line]
+    assert "was taken over by" in last
+    for path in run.save_dir.glob("*.pt*"):
+        assert path.stat().st_mtime < begin + 0.5, "one that was being written"
+    assert max(step["time"] for step in run.steps()) < begin + 10
+    assert ["2.json"] == sorted(set(there.names()) - {"1.json"})
 
 
 def test_a_save_dir_that_hangs_keeps_no_run_from_ending(tmp_path, english):

@@ -1,19 +1,24 @@
 """The commands as a user gives them."""
 
 import asyncio
+import json
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import data
+import psutil
 import pytest
 from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
 from fairseq_ray_plugin.assignment import Job
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.protocol import Ready
 from fairseq_ray_plugin.worker.user_code import pack_folder
 from fairseq_ray_plugin.worker.worker import Worker
@@ -88,6 +93,35 @@ def test_on_a_laptop_ray_starts_by_itself_and_stock_fairseq_reads_the_result(tmp
         *("--path", tmp_path / "save" / "checkpoint_last.pt", "--valid-subset", "valid"),
     )
     assert "valid on 'valid' subset" in output
+
+
+def test_on_one_node_ranks_listen_where_no_other_can_reach_them(tmp_path, english):
+    options = ("--ray-max-workers", "2", "--max-update", "60", "--disable-validation")
+    run = ray_train(tmp_path, english, data.MASKED_LM, *options, pause_s=0.1)
+    run.until_update(3)
+    ranks = [psutil.Process(rank["pid"]) for rank in run.ranks()]
+    connections = [connection for rank in ranks for connection in rank.net_connections()]
+    assert 2 == len(ranks)
+    assert {"127.0.0.1"} == {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    run.finish()
+
+
+def test_a_save_dir_in_use_is_refused_at_once_and_its_run_goes_on(tmp_path, english):
+    options = (*data.MASKED_LM, "--ray-max-workers", "1", "--disable-validation")
+    run = ray_train(tmp_path, english, options, "--max-update", "30", pause_s=0.2)
+    run.until_update(3)
+    begin = time.monotonic()
+    second = command("fairseq-ray-train", english, *options, "--save-dir", run.save_dir)
+    took = time.monotonic() - begin
+    assert 2 == second.returncode
+    (line,) = second.stderr.splitlines()
+    assert f"--save-dir {run.save_dir} is in use by a run on {socket.gethostname()}" in line
+    assert f"(pid {run.process.pid}, since 2" in line
+    assert took < 2, "before fairseq is imported"
+    run.finish()
+    assert 30 == run.events("finished")[-1]["update"]
+    there = claim.place_of(str(run.save_dir))
+    assert ["1.json"] == there.names() and json.loads(there.read("1.json"))["released"]
 
 
 def test_as_a_plugin_stock_training_stays_as_it_is(tmp_path, english):

@@ -1,11 +1,24 @@
 """A network that fails between nodes, and no one is told: training goes on, and grows back."""
 
 import signal
+import subprocess
+import sys
 
 import data
 import pytest
 from runs import ray_train
 from test_recovery import check_nothing_left, check_samples
+
+
+def listens_on(pid, host):
+    """The addresses of a process's listening sockets, as its host shows them."""
+    code = (
+        f"import psutil; connections = psutil.Process({pid}).net_connections(); "
+        "print(*{c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN})"
+    )
+    with host.inside():
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return set(output.stdout.split())
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -21,6 +34,9 @@ def test_a_host_that_is_cut_off_is_done_without_and_taken_back(
         pause_s=0.4,  # or the epoch ends before the host is back, and has lasted
     )
     run.until_update(10)
+    for there in run.ranks():
+        address = two_hosts.of(there["node"]).node_ip_address
+        assert {address} == listens_on(there["pid"], *(h for h in hosts if h.address == address))
     cut_off = two_hosts.of(run.ranks()[rank]["node"])
     (host,) = (host for host in hosts if host.address == cut_off.node_ip_address)
     host.cut()

@@ -376,11 +376,13 @@ def test_a_driver_that_is_killed_leaves_nothing_running_and_the_same_command_goe
 
     run = train()
     run.until_update(30)
-    pids = [rank["pid"] for rank in run.ranks()]
+    ranks = [psutil.Process(rank["pid"]) for rank in run.ranks()]
     run.process.kill()
-    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids], timeout=10)
+    run = train()  # at once, while they may still be ending
+    gone, alive = psutil.wait_procs(ranks, timeout=10)
     assert [] == alive
-    run = train().finish()
+    run.finish()
+    assert "waiting up to" not in run.output, "whose save dir it was, and that it is dead, is known"
     assert run.redone() < 20 + 5
     assert set(range(1, 81)) == set(run.samples())
     check_nothing_left(run)

@@ -121,6 +121,13 @@ def rescue(state: State, now: float, error: str) -> State:
 
 def _check_for_end(s: Step, observation: Observation) -> None:
     """Whether something outside training wants the run to end."""
+    successor, ending = observation.save_dir_lost, s.state.ending
+    if successor is not None and (ending is None or ending.saves):
+        message = (
+            f"--save-dir was taken over by {successor}, which took this run for dead: nothing more "
+            "is written there"
+        )
+        s.end_soon(Ending(EventKind.FAILED, 1, message, saves=False))
     number = observation.signal
     if number is not None and s.state.ending is None:
         message = f"interrupted by {signal.Signals(number).name} after update {s.state.update}"

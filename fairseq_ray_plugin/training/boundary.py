@@ -72,6 +72,9 @@ class StateKeeper:
         self.asked = 0
         """Which generation was last to be held."""
 
+        self.claim = 0
+        """Number of the run's claim on its save dir."""
+
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
         self.training: str | None = None

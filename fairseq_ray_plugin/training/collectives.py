@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,8 @@ JOIN_LIMIT = datetime.timedelta(seconds=60)
 def join(cfg: Any, assignment: Assignment, listener: int | None) -> None:
     """Form the process group, over a store that is this generation's alone."""
     host, port = assignment.master
+    if assignment.interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = assignment.interface
     store = dist.TCPStore(
         host,
         port,

@@ -25,6 +25,7 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.protocol import (
     Activity,
     Checkpointed,
@@ -105,6 +106,7 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
     history = add_data_hook(
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
+    keeper.claim = assignment.claim
     add_checkpoint_hook(keeper, history, assignment.restore)
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
@@ -154,6 +156,9 @@ def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeep
                     keeper.hold_requested.set()
             case Write(folders, name, as_checkpoint):
                 try:
+                    # where snapshots go there are no claims, and nobody overtakes
+                    if claim.is_overtaken(claim.place_of(folders[0]), keeper.claim):
+                        raise OSError(f"{folders[0]} {claim.OVERTAKEN}")
                     save = functools.partial(keeper.save, as_checkpoint=as_checkpoint)
                     path = snapshots.write(save, folders, name)
                     link.send(Saved(keeper.boundary.update, path))

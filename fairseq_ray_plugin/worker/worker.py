@@ -16,8 +16,6 @@ import sys
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 
-import psutil
-
 from fairseq_ray_plugin.assignment import (
     Assignment,
     Backlog,
@@ -40,6 +38,7 @@ from fairseq_ray_plugin.protocol import (
     FromRank,
     Held,
     Hold,
+    InMemory,
     Missing,
     Order,
     Publish,
@@ -52,7 +51,7 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
     WorkerMessage,
 )
-from fairseq_ray_plugin.worker import evidence, notices, user_code
+from fairseq_ray_plugin.worker import evidence, meeting, notices, user_code
 from fairseq_ray_plugin.worker.outbox import Outbox
 from fairseq_ray_plugin.worker.writing import Writing
 
@@ -86,8 +85,7 @@ class Worker:
             lambda generation, says: self.messages.put(FromRank(generation, says)),
             self._pass_on,
         )
-        # by node, not by machine: several nodes of a cluster may share one
-        self.memory = MemoryFolder(f"{job.run_id}_{self.get_node_id()}")
+        self.memory = MemoryFolder(job.run_id, self.get_node_id())
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -115,10 +113,17 @@ class Worker:
         if self.server is not None:
             return  # asked again, for it was not known whether this had arrived
         job = self.job
+        if not self.memory.folders:
+            self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
+            return
         self.memory.remove_partials()
-        self.user_dir = self._unpack_user_dir()
+        try:
+            self.user_dir = self._unpack_user_dir()
+        except (OSError, ValueError) as error:
+            self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
+            return
         self.server, end = Pipe()
-        environment = {**_network(self.get_node_ip()), **os.environ, **job.environment}
+        environment = {**os.environ, **job.environment}
         environment["OMP_NUM_THREADS"] = str(job.threads)
         self.process = subprocess.Popen(
             [sys.executable, *self.server_program, str(end.fileno())],
@@ -154,9 +159,11 @@ class Worker:
     def _unpack_user_dir(self) -> str | None:
         """The user's own code, shipped to where it is missing."""
         job = self.job
-        if job.user_dir is None or job.user_dir_zip is None or os.path.isdir(job.user_dir):
+        if job.user_dir is None or os.path.isdir(job.user_dir):
             return job.user_dir
-        folder = os.path.join(self.memory.disk, f"user_dir_{os.getpid()}")
+        if job.user_dir_zip is None:
+            raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
+        folder = os.path.join(self.memory.folders[-1], f"user_dir_{os.getpid()}")  # on disk
         return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
@@ -173,17 +180,26 @@ class Worker:
         """The node is heard of when this returns."""
         await asyncio.sleep(HEARTBEAT_S)
 
-    def find_free_port(self) -> int:
-        """A port on this node, kept open for the training process to take over."""
+    def find_free_port(self, host: str | None = None) -> int:
+        """A port on this node, kept open for the training process to take over.
+
+        Args:
+            host: the address of this node at which alone it can be reached; None: as other nodes
+                reach it.
+        """
         if self.listener is not None:
             self.listener.close()
-        family = socket.AF_INET6 if ":" in self.get_node_ip() else socket.AF_INET
-        self.listener = socket.create_server(("", 0), family=family)
+        self.listener = meeting.listen(host or self.get_node_ip())
         return int(self.listener.getsockname()[1])
 
-    async def address(self) -> tuple[str, int]:
-        """Where the ranks of the next generation meet, if this worker runs rank 0."""
-        return self.get_node_ip(), self.find_free_port()
+    async def address(self, on_one_node: bool) -> tuple[str, int]:
+        """Where the ranks of the next generation meet, if this worker runs rank 0.
+
+        Args:
+            on_one_node: all of them run on this node, and nobody else need reach it.
+        """
+        host = meeting.LOOPBACK if on_one_node else self.get_node_ip()
+        return host, self.find_free_port(host)
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
         """Fork a training process; the one of the last generation ends."""
@@ -191,7 +207,7 @@ class Worker:
         if role.generation <= self.void:
             return
         restore = role.restore
-        if role.rank == 0 and restore and self._is_missing(restore):
+        if role.rank == 0 and restore and role.from_snapshot and not self.memory.has(restore):
             self.messages.put(FromRank(role.generation, Missing(restore)))
             return
         self._drop_link()
@@ -206,6 +222,10 @@ class Worker:
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
+            claim=job.claim,
+            interface=meeting.interface(
+                master[0], self.get_node_ip(), {**os.environ, **job.environment}
+            ),
         )
         self.link, end = Pipe()
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
@@ -222,14 +242,10 @@ class Worker:
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
         assert self.server is not None
         link, end = Pipe()
-        self.server.send(order)
+        self.server.send(dataclasses.replace(order, claim=self.job.claim))
         send_handle(self.server, end.fileno(), None)
         end.close()
         return link
-
-    def _is_missing(self, path: str) -> bool:
-        in_memory = os.path.dirname(path) in self.memory.folders
-        return in_memory and not os.path.exists(path)
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -239,7 +255,11 @@ class Worker:
             case Save(as_checkpoint):
                 await self._save(as_checkpoint)
             case Publish(snapshot):
-                self.writing.publish(self.generation, snapshot, self.job.last_checkpoint)
+                assert isinstance(snapshot.place, InMemory)
+                if self.memory.has(snapshot.place.path):
+                    self.writing.publish(self.generation, snapshot, self.job.last_checkpoint)
+                else:
+                    self._say(Unsaved(f"the snapshot {snapshot.place.path} is gone"))
             case Drop(paths):
                 self.memory.remove(paths)
 
@@ -294,7 +314,8 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 await asyncio.to_thread(self.process.wait)
-        shutil.rmtree(os.path.join(self.memory.disk, f"user_dir_{os.getpid()}"), True)
+        for folder in self.memory.folders:
+            shutil.rmtree(os.path.join(folder, f"user_dir_{os.getpid()}"), True)
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:
@@ -349,14 +370,3 @@ class Worker:
                 self._drop_link()
                 self.memory.remove_partials()
                 self._say(Ended(how))
-
-
-def _network(address: str) -> dict[str, str]:
-    """What makes gloo use the interface that other nodes reach.
-
-    It would take the address of this machine's own name, which many systems say is 127.0.1.1.
-    """
-    for interface, addresses in psutil.net_if_addrs().items():
-        if address in (a.address for a in addresses):
-            return {"GLOO_SOCKET_IFNAME": interface}
-    return {}

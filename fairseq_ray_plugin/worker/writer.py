@@ -20,7 +20,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import contents, files, manifests
+from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import raw, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
@@ -45,12 +45,19 @@ def _write(task: WriteCheckpoint) -> Written:
     state = raw.read(task.snapshot, mapped=True)
     plan: Plan | None = state.pop(DUE, None)
     if task.target is not None:
+        _require_claim(os.path.dirname(task.target), task.claim)
         _save(state, task.target)
         return Written(task.target)
     assert plan is not None
+    _require_claim(plan.cfg.save_dir, task.claim)
     # without the 32-bit parameters: these files stay as large as stock fairseq's
     state["extra_state"][EXTRA]["left_out"].pop("params", None)
     return Written(as_fairseq_does(plan, lambda filename: _save(state, filename)))
+
+
+def _require_claim(save_dir: str, number: int) -> None:
+    if claim.is_overtaken(claim.place_of(save_dir), number):
+        raise OSError(f"{save_dir} {claim.OVERTAKEN}")
 
 
 def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:

@@ -416,6 +416,20 @@ def test_what_a_rank_refuses_ends_the_run_and_what_is_good_is_saved(spoiled):
     assert f"it has another order{saved}" == end.message
 
 
+@pytest.mark.parametrize("told_to_end", [False, True])
+def test_a_run_whose_save_dir_was_taken_over_ends_and_writes_nothing_there(told_to_end):
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    if told_to_end:
+        cluster.see(signal=15)
+    cluster.see(save_dir_lost="a run on host-b (pid 7)")
+    actions = cluster.see(cluster.held("worker-0", 11), cluster.held("worker-1", 11))
+    assert not told(cluster.actions, Save)
+    end = cluster.end(actions)
+    assert 1 == end.exit_code
+    assert end.message.startswith("--save-dir was taken over by a run on host-b (pid 7), which")
+
+
 def test_failures_without_progress_end_the_run_with_the_first_of_them():
     cluster = Cluster(max_failures=3)
     cluster.train({"a": 1, "b": 1})

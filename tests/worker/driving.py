@@ -16,12 +16,13 @@ from fairseq_ray_plugin.worker.worker import Worker
 MASTER = ("127.0.0.1", 0)
 
 
-def role(generation, rank=0, restore=None):
+def role(generation, rank=0, restore=None, from_snapshot=False):
     return Role(
         generation=generation,
         rank=rank,
         world_size=1,
         restore=restore and str(restore),
+        from_snapshot=from_snapshot,
         keeps_snapshots=True,
     )
 

@@ -1,26 +1,31 @@
 """A worker gives each order its answer and loses no message, whatever its rank does meanwhile."""
 
 import asyncio
+import dataclasses
 import signal
 from pathlib import Path
 
 import puppets
 import pytest
-from driving import MASTER, hold, role, start
+from driving import MASTER, LocalWorker, hold, role, start
 
 from fairseq_ray_plugin.assignment import Holding
 from fairseq_ray_plugin.protocol import (
     Advanced,
+    Copy,
     Ended,
     FromRank,
     Held,
     Hold,
+    InMemory,
     Missing,
+    Publish,
     Running,
     Stacks,
     Unfit,
+    Unsaved,
 )
-from fairseq_ray_plugin.worker import evidence
+from fairseq_ray_plugin.worker import evidence, meeting
 from fairseq_ray_plugin.worker import worker as worker_room
 from fairseq_ray_plugin.worker.outbox import Outbox
 
@@ -144,13 +149,25 @@ def test_the_end_of_a_rank_that_is_heard_late_is_not_taken_for_its_successors(dr
 def test_a_rank_whose_snapshot_is_gone_does_not_begin_and_the_older_one_stays(driver, ranks):
     older = start(driver, ranks)
     gone = driver.memory[0] / "snapshot_1.pt"
-    driver.start(2, restore=gone)
+    driver.start(2, restore=gone, from_snapshot=True)
     assert FromRank(2, Missing(str(gone))) == driver.hear()
     hold(driver, older, 2)
 
 
+def test_a_snapshot_in_a_folder_that_is_not_the_runs_own_is_not_opened(driver, tmp_path):
+    planted = tmp_path / "shm" / "snapshot_1.pt"
+    planted.write_text("a pickle is a program")
+    linked = driver.memory[0] / "snapshot_1.pt"
+    linked.symlink_to(planted)
+    for path in (planted, linked):
+        driver.start(2, restore=path, from_snapshot=True)
+        assert FromRank(2, Missing(str(path))) == driver.hear()
+        driver.tell(Publish(Copy(7, InMemory("node", str(path)))))
+        assert isinstance(driver.hear().says, Unsaved)
+
+
 def test_only_rank_0_needs_the_snapshot(driver, ranks):
-    start(driver, ranks, rank=1, restore=driver.memory[0] / "snapshot_1.pt")
+    start(driver, ranks, rank=1, restore=driver.memory[0] / "snapshot_1.pt", from_snapshot=True)
 
 
 # holding
@@ -246,3 +263,51 @@ def test_a_rank_that_began_while_stacks_were_taken_is_not_held(driver, ranks, mo
     assert driver.hears_nothing()
     driver.tell(Hold(2, at_once=False))
     assert Hold(2, at_once=False) == newer.hear()
+
+
+# meeting
+
+
+def test_ranks_of_one_node_meet_where_no_other_node_can_reach_them(driver):
+    driver.worker.get_node_ip = lambda: "127.0.0.2"
+    for on_one_node, address in ((True, "127.0.0.1"), (False, "127.0.0.2")):
+        host, port = driver.ask(driver.worker.address(on_one_node))
+        assert address == host and (address, port) == driver.worker.listener.getsockname()
+
+
+def test_a_node_that_does_not_have_its_own_address_is_reached_all_the_same(driver):
+    driver.worker.get_node_ip = lambda: "203.0.113.77"  # nobody's
+    host, port = driver.ask(driver.worker.address(on_one_node=False))
+    assert "203.0.113.77" == host and ("0.0.0.0", port) == driver.worker.listener.getsockname()
+
+
+def test_gloo_listens_on_the_interface_of_the_address_or_as_the_user_says():
+    assert "lo" == meeting.interface("127.0.0.1", "203.0.113.77", {})
+    assert "lo" == meeting.interface("203.0.113.1", "127.0.0.1", {})
+    assert meeting.interface("203.0.113.1", "203.0.113.77", {}) is None
+    assert meeting.interface("127.0.0.1", "127.0.0.1", {"GLOO_SOCKET_IFNAME": "ib0"}) is None
+
+
+# what it cannot do without
+
+
+def test_a_node_without_a_folder_that_is_this_users_alone_is_unfit(driver, tmp_path):
+    for name in ("shm", "disk"):
+        (tmp_path / name).chmod(0o777)
+    other = LocalWorker(driver.worker.job)
+    driver.ask(other.prepare())
+    (unfit,) = driver.ask(other.next_messages(0, 0))
+    assert unfit.reason.startswith("no folder for snapshots: others may rename what is in")
+    driver.ask(other.stop())
+
+
+def test_a_node_that_lacks_user_code_which_cannot_be_sent_says_so(driver):
+    job = dataclasses.replace(
+        driver.worker.job, user_dir="/nowhere/my_tasks", user_dir_not_sent="it has 300 MiB"
+    )
+    other = LocalWorker(job)
+    driver.ask(other.prepare())
+    (unfit,) = driver.ask(other.next_messages(0, 0))
+    reason = "it is not on this node and was not sent: it has 300 MiB"
+    assert Unfit(f"--user-dir /nowhere/my_tasks: {reason}") == unfit
+    driver.ask(other.stop())
