@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from typing import Any
 
 import fairseq_cli.train
@@ -16,6 +17,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from fairseq_ray_plugin.checkpoints import files, manifests
+from fairseq_ray_plugin.checkpoints.sums import Fingerprint
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.protocol import Refused
@@ -80,12 +82,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
             keeper.on_checkpoint(path, trainer.get_num_updates())
         return result
 
-    @patch(checkpoint_utils, "torch_persistent_save")
-    def save_whole(original: Any, state: Any, filename: str, async_write: bool = False) -> Any:
-        if async_write or PathManager.path_requires_pathmanager(filename):
-            return original(state, filename, async_write)
-        # once: what fairseq's further tries append to the same file cannot be read
-        state_file.write(state, filename)
+    _save_durably()
 
     @patch(PathManager, "copy")
     def copy_whole(original: Any, path: str, target: str, overwrite: bool = False) -> Any:
@@ -98,6 +95,30 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         return target
 
     PathManager.copy = staticmethod(PathManager.copy)
+
+
+def _save_durably() -> None:
+    fingerprint: Fingerprint | None = None
+    is_local = False
+
+    @patch(checkpoint_utils, "_torch_persistent_save")
+    def save_once(original: Any, state: Any, file: Any) -> None:
+        nonlocal fingerprint
+        if is_local:
+            fingerprint = state_file.save(state, file)
+        else:
+            original(state, file)
+
+    @patch(checkpoint_utils, "torch_persistent_save")
+    def save_whole(original: Any, state: Any, path: str, async_write: bool = False) -> None:
+        """fairseq writes it under another name, and renames it."""
+        nonlocal fingerprint, is_local
+        fingerprint = None
+        is_local = not (async_write or PathManager.path_requires_pathmanager(path))
+        original(state, path, async_write)
+        if fingerprint is not None:
+            files.sync_folder(os.path.dirname(path) or ".")
+            state_file.describe(state, path, fingerprint)
 
 
 def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
