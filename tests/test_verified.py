@@ -7,6 +7,8 @@ import pytest
 import torch
 from runs import kill, ray_train
 
+from fairseq_ray_plugin.checkpoints import archive, manifests
+
 OPTIONS = (
     *(*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation"),
     *("--save-interval-updates", "10", "--ray-max-workers", "1", "--ray-snapshot-updates", "0"),
@@ -91,6 +93,17 @@ def test_a_start_goes_on_from_the_newest_whole_checkpoint(
     assert {u: trained[1][u] for u in range(first, 31)} == run.curve()
     assert f"going on from {folder}/save/{source}, after update {first - 1}" in run.output
     assert said is None or said in run.output
+
+
+def test_each_checkpoint_is_whole_and_has_a_manifest(trained):
+    save_dir, _ = trained
+    for name, updates in ((LAST, 20), (AT_10, 10), (AT_20, 20)):
+        facts = manifests.read(str(save_dir / name)).facts
+        assert (updates, 1, 1) == (facts.updates, facts.epoch, facts.world_size)
+        archive.check(str(save_dir / name))
+    table = data.run_tool("checkpoints", save_dir)
+    assert 3 == table.count(" whole\n")
+    assert [] == [*save_dir.glob("*.tmp")]
 
 
 def test_a_training_that_is_at_its_end_ends_at_once(folder, english, node):

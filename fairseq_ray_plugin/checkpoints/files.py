@@ -27,7 +27,7 @@ def whole(path: str, durable: bool = False) -> Iterator[str]:
             _sync(partial)
         os.replace(partial, path)
         if durable:
-            _sync_folder(folder)
+            sync_folder(folder)
     finally:
         if os.path.exists(partial):
             os.remove(partial)
@@ -41,7 +41,8 @@ def _sync(path: str) -> None:
         os.close(file)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """The names in the folder are on the disk."""
     try:
         _sync(folder)
     except OSError as error:

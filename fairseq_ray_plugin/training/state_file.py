@@ -12,10 +12,9 @@ from fairseq_ray_plugin.training import raw
 
 def write(state: dict[str, Any], path: str) -> None:
     """The state is on disk at `path`, whole or not at all; OSError and torch's errors pass."""
-    with files.whole(path, durable=True) as partial:
-        with open(partial, "wb") as file:
-            summing = sums.Summing(file)
-            torch.save(state, summing)
+    with files.whole(path, durable=True) as partial, open(partial, "wb") as file:
+        summing = sums.Summing(file)
+        torch.save(state, summing)
     try:
         facts = contents.facts(state)
     except contents.NoCheckpoint:  # fairseq's crash.pt
