@@ -120,7 +120,7 @@ class WriteCheckpoint:
 @dataclasses.dataclass(frozen=True)
 class Written:
     path: str | None
-    """The first of a checkpoint's names; None: fairseq wanted none."""
+    """By which it can be gone on from; None: fairseq wanted none."""
 
 
 @dataclasses.dataclass(frozen=True)

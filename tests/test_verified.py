@@ -1,5 +1,7 @@
 """A start goes on from the newest whole checkpoint there is, and a recovery, too."""
 
+import glob
+import os
 import shutil
 
 import data
@@ -132,7 +134,10 @@ def test_a_recovery_passes_over_a_checkpoint_that_is_damaged(folder, trained, en
     run.until_update(32)
     damage(run.save_dir / LAST)
     damage(run.save_dir / "checkpoint_1_30.pt")
-    kill(run.ranks()[0]["pid"])
+    (rank,) = run.ranks()
+    for snapshot in glob.glob(f"/dev/shm/fairseq_ray_*{rank['node']}/*.raw"):
+        os.remove(snapshot)
+    kill(rank["pid"])
     run.finish()
     assert f"{LAST} cannot be gone on from: record " in run.output
     assert f"going on from {run.save_dir / AT_20}, after update 20" in run.output

@@ -22,6 +22,7 @@ from fairseq.file_io import PathManager
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
 from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
+from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import raw, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 
@@ -61,7 +62,7 @@ def _require_claim(save_dir: str, number: int) -> None:
 
 
 def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
-    """All that fairseq does for a checkpoint; returns the first of its names.
+    """All that fairseq does for a checkpoint; returns the name by which it can be gone on from.
 
     Args:
         save: writes the state to a path.
@@ -72,7 +73,7 @@ def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
         save(filename)
         written.append(filename)
 
-    PathManager.copy = staticmethod(_give_another_name)
+    PathManager.copy = staticmethod(_copy)
     logging.getLogger(checkpoint_utils.__name__).addFilter(_is_not_said_by_the_rank)
     function = checkpoint_utils.save_checkpoint
     if plan.best is None:
@@ -80,7 +81,10 @@ def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
     else:
         function.best = plan.best
     function(plan.cfg, _Trainer(plan, save_first), _Iterator(plan), plan.val_loss)
-    return written[0] if written else None
+    if not written:
+        return None
+    # which stays, while others go as newer ones come
+    return written[0] if plan.cfg.no_last_checkpoints else last_checkpoint(plan.cfg)
 
 
 class _Trainer:
@@ -168,16 +172,13 @@ def _has_newer(path: str, facts: contents.Facts) -> bool:
     )
 
 
-def _give_another_name(source: str, target: str, overwrite: bool = False) -> bool:
-    """A file of two names is copied at no cost; where that cannot be, it is copied."""
+def _copy(source: str, target: str, overwrite: bool = False) -> bool:
+    """Not by a link: what damages one file must not damage the other."""
     ours = manifests.read(source)
     if ours is not None and _has_newer(target, ours.facts):
         return True
     with files.whole(target, durable=True) as partial:
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
+        shutil.copyfile(source, partial)
     manifests.copy(source, target)
     return True
 

@@ -24,6 +24,7 @@ def plan(save_dir, update, val_loss=None, best=None, **options):
         no_save=False,
         no_epoch_checkpoints=False,
         no_last_checkpoints=False,
+        checkpoint_suffix="",
         save_interval=1,
         save_interval_updates=10,
         keep_interval_updates=-1,
@@ -84,8 +85,7 @@ def test_it_has_all_the_names_that_fairseq_gives_it(tmp_path):
         path = snapshot(
             tmp_path, update, plan(save_dir, update, loss, best, keep_interval_updates=2)
         )
-        name = str(save_dir / f"checkpoint_1_{update}.pt")
-        assert Written(name) == write(path)
+        assert Written(str(save_dir / "checkpoint_last.pt")) == write(path)
     there = {n: load(save_dir / n) for n in os.listdir(save_dir) if n.endswith(".pt")}
     updates = {name: state["optimizer_history"][-1]["num_updates"] for name, state in there.items()}
     assert updates == {
@@ -100,6 +100,12 @@ def test_it_has_all_the_names_that_fairseq_gives_it(tmp_path):
     for name in there:
         catalog.verify(str(save_dir / name))
         assert manifests.read(str(save_dir / name)) is not None
+
+
+def test_without_a_last_one_it_goes_by_its_own_name(tmp_path):
+    due = plan(tmp_path / "save", 10, no_last_checkpoints=True)
+    name = str(tmp_path / "save" / "checkpoint_1_10.pt")
+    assert Written(name) == write(snapshot(tmp_path, 10, due))
 
 
 def test_a_worse_one_is_not_the_best(tmp_path):
@@ -125,9 +131,7 @@ def test_an_older_state_does_not_take_the_name_of_a_newer_one(tmp_path):
     save_dir = tmp_path / "save"
     last = save_dir / "checkpoint_last.pt"
     write(snapshot(tmp_path, 20, plan(save_dir, 20)))
-    assert Written(str(save_dir / "checkpoint_1_10.pt")) == write(
-        snapshot(tmp_path, 10, plan(save_dir, 10))
-    )
+    write(snapshot(tmp_path, 10, plan(save_dir, 10)))
     assert 20 == load(last)["model"]["weight"][0] and (save_dir / "checkpoint_1_10.pt").exists()
     write(snapshot(tmp_path, 11), str(last))
     assert 20 == load(last)["model"]["weight"][0]
