@@ -24,9 +24,14 @@ class Fault:
 class FaultyProxy:
     """Between a client and a server; use as a context manager."""
 
-    def __init__(self, endpoint, faults=()):
+    def __init__(self, endpoint, faults=(), ends_after=None):
+        """
+        Args:
+            ends_after: so many bytes sent, over all connections, and nobody is reached any more.
+        """
         self._server = urlsplit(endpoint).hostname, urlsplit(endpoint).port
         self.faults, self.happened = list(faults), []
+        self.sent, self._ends_after = 0, ends_after
         self.stalled = threading.Event()
         self._over, self._lock = threading.Event(), threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -44,6 +49,8 @@ class FaultyProxy:
     def _take(self, direction, carried):
         """The next fault, where it is due."""
         with self._lock:
+            if self._ends_after is not None and self.sent >= self._ends_after:
+                return "refuse" if direction == CONNECT else "cut"
             for fault in self.faults:
                 if fault.direction == direction and fault.after <= carried:
                     self.faults.remove(fault)
@@ -70,6 +77,9 @@ class FaultyProxy:
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
                 carried += len(block)
+                if direction == UP:
+                    with self._lock:
+                        self.sent += len(block)
                 deed = self._take(direction, carried)
                 if deed == "cut":
                     _reset(source)

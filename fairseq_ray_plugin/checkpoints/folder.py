@@ -75,7 +75,7 @@ class FolderStore:
         # no link: stock fairseq writes over checkpoint_last.pt, and would change both
         self.put(self._path(source), target)
 
-    def checksum(self, name: str) -> int | None:
+    def checksum(self, name: str, by_reading: bool = False) -> int | None:
         with self._explained(name):
             return crc32_of(self._path(name))
 

@@ -48,14 +48,14 @@ class Passage:
         self._in_store: set[str] = set()
 
     def fill(self) -> None:
-        """The folder has the names that the store has, and nothing else of checkpoints.
+        """The folder has the names that the store has, and nothing else.
 
         Raises:
             StoreError: the store could not be asked.
         """
         names = {entry.name for entry in self._store.list() if entry.name.endswith(SUFFIX)}
         os.makedirs(self._folder, exist_ok=True)
-        for name in self._names() - names:
+        for name in set(os.listdir(self._folder)) - names:  # of a run that was killed
             os.remove(self._path(name))
         for name in names:
             self._make_empty(name)

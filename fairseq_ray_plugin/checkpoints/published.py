@@ -134,8 +134,8 @@ def _published(store: Store, entry: Entry) -> Published | None:
         return None
     fitting = [facts for facts in _candidates(manifest) if facts.get("size") == entry.size]
     if len(fitting) > 1:  # its writer died, or is at it: rare enough to ask which it is
-        crc32 = store.checksum(entry.name)
-        fitting = [facts for facts in fitting if crc32 in (None, facts.get("crc32"))]
+        crc32 = store.checksum(entry.name, by_reading=True)
+        fitting = [facts for facts in fitting if facts.get("crc32") == crc32]
     return Published(entry.name, entry.size, entry.time, fitting[0]) if fitting else None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,8 @@ class S3Store:
         self._bucket, self._prefix = bucket, prefix
         self._client = _client(self.url, patience or Patience())
         config = self._client.meta.config
+        # over TLS nothing changes on the way unnoticed, also where a server has no checksums
+        self._by_tls = self._client.meta.endpoint_url.startswith("https:")
         self._sends_checksums = config.request_checksum_calculation != "when_required"
 
     def put(self, local_path: str, name: str, crc32: int | None = None) -> None:
@@ -70,7 +73,7 @@ class S3Store:
                     transfers.upload(local_path, self._bucket, self._key(name), checksum).result()
             except Damaged:  # the server itself has noticed
                 continue
-            if self._has(name, size, crc32):
+            if self._has(name, size, crc32, by_reading=not self._by_tls):
                 return
             logger.warning("%s arrived damaged: sending it again", self._shown(name))
         raise Damaged(
@@ -131,8 +134,9 @@ class S3Store:
         with self._explained(source), _transfers(self._client, **config) as transfers:
             transfers.copy(from_where, self._bucket, self._key(target)).result()
 
-    def checksum(self, name: str) -> int | None:
-        return _checksum(self._head(name))
+    def checksum(self, name: str, by_reading: bool = False) -> int | None:
+        known = _checksum(self._head(name))
+        return self._checksum_by_reading(name) if known is None and by_reading else known
 
     def sweep(self, older_than_s: float) -> int:
         now, count = datetime.datetime.now(datetime.UTC), 0
@@ -147,10 +151,19 @@ class S3Store:
                         count += 1
         return count
 
-    def _has(self, name: str, size: int, crc32: int) -> bool:
-        """Whether the store says that it has this; where it knows no checksums, this size."""
+    def _has(self, name: str, size: int, crc32: int, by_reading: bool = False) -> bool:
+        """Whether the store has this; where it knows no checksums, this size."""
         head = self._head(name)
-        return head["ContentLength"] == size and _checksum(head) in (None, crc32)
+        known = _checksum(head)
+        if known is None and by_reading:
+            known = self._checksum_by_reading(name)
+        return head["ContentLength"] == size and known in (None, crc32)
+
+    def _checksum_by_reading(self, name: str) -> int:
+        reader = _Checksum()
+        with self._explained(name), _transfers(self._client) as transfers:
+            transfers.download(self._bucket, self._key(name), reader).result()
+        return reader.crc32
 
     def _exists(self, name: str) -> bool:
         try:
@@ -188,6 +201,15 @@ class S3Store:
             raise s3_errors.explain(error, self._shown(name), endpoint) from None
         except OSError as error:
             raise StoreError(f"{error.filename or self._shown(name)}: {error.strerror}") from None
+
+
+class _Checksum:
+    """A file that is written from its beginning to its end, and not kept."""
+
+    crc32 = 0
+
+    def write(self, data: bytes) -> None:
+        self.crc32 = zlib.crc32(data, self.crc32)
 
 
 def _client(url: str, patience: Patience) -> Any:

@@ -101,8 +101,12 @@ class Store(Protocol):
             Unsupported: the store has no such thing; `put` it once more.
         """
 
-    def checksum(self, name: str) -> int | None:
-        """The CRC32 of the whole content, as the store itself says; None: it does not."""
+    def checksum(self, name: str, by_reading: bool = False) -> int | None:
+        """The CRC32 of the whole content, as the store itself says; None: it does not.
+
+        Args:
+            by_reading: where it does not, all of the content is read, and there is no None.
+        """
 
     def sweep(self, older_than_s: float) -> int:
         """Removes what writers that died have left of unfinished puts; returns how many."""

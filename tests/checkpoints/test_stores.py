@@ -40,6 +40,7 @@ def test_what_is_put_is_got(store, file, tmp_path, size):
     crc32 = store.get("checkpoint_last.pt", str(tmp_path / "got"))
     assert (content, zlib.crc32(content)) == ((tmp_path / "got").read_bytes(), crc32)
     assert store.checksum("checkpoint_last.pt") in (None, zlib.crc32(content))
+    assert store.checksum("checkpoint_last.pt", by_reading=True) == zlib.crc32(content)
 
 
 def test_what_is_put_again_is_new_and_what_is_deleted_is_gone(store, file, tmp_path):
