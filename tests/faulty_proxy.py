@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 CONNECT, UP, DOWN = "connect", "up", "down"
-BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+SPOILT = b"<Error><Code>BadDigest</Code><Message>something else has arrived</Message></Error>"
+ANSWERS = {
+    "busy": b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "spoilt": b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+    % (len(SPOILT), SPOILT),
+}
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Fault:
     """What happens to the first connection that has carried so many bytes in a direction."""
 
     deed: str
-    """`refuse` or `busy` (503) where it connects; `cut`, `flip` (a bit) or `stall` later."""
+    """Where it connects: `refuse` or one of ANSWERS; later: `cut`, `flip` (a bit) or `stall`."""
     after: int = 0
     direction: str = UP
 
@@ -65,8 +70,9 @@ class FaultyProxy:
                 deed = self._take(CONNECT, 0)
                 if deed == "refuse":
                     _reset(client)
-                elif deed == "busy":
-                    threading.Thread(target=_answer, args=(client, BUSY), daemon=True).start()
+                elif deed is not None:
+                    answer = client, ANSWERS[deed]
+                    threading.Thread(target=_answer, args=answer, daemon=True).start()
                 else:
                     server = socket.create_connection(self._server)
                     for pair in ((client, server, UP), (server, client, DOWN)):

@@ -87,6 +87,22 @@ def test_small_objects_are_replaced_or_made_if_absent(store):
         store.get_bytes("none.json")
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_where_fsspec_has_no_such_condition_what_is_there_stays_all_the_same(store, monkeypatch):
+    pipe_file = store._fs.pipe_file
+
+    def unconditional(path, value, mode="overwrite"):
+        if mode == "create":
+            raise NotImplementedError
+        pipe_file(path, value)
+
+    monkeypatch.setattr(store._fs, "pipe_file", unconditional)
+    store.put_bytes("claim.json", b"1", if_absent=True)
+    with pytest.raises(Exists):
+        store.put_bytes("claim.json", b"2", if_absent=True)
+    assert b"1" == store.get_bytes("claim.json")
+
+
 @pytest.mark.parametrize("store", ["folder", "moto"], indirect=True)  # the others promise nothing
 def test_of_writers_that_meet_one_succeeds(store):
     made, barrier = [], threading.Barrier(8)
