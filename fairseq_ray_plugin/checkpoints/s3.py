@@ -19,6 +19,7 @@ from fairseq_ray_plugin.checkpoints.stores import (
     Exists,
     Missing,
     StoreError,
+    Unreachable,
     crc32_of,
     join,
 )
@@ -84,9 +85,10 @@ class S3Store:
     def get(self, name: str, local_path: str) -> int:
         for _ in range(TRIES):
             with files.whole(os.path.abspath(local_path)) as partial:
-                with self._explained(name), open(partial, "wb") as file:
-                    with _transfers(self._client) as transfers:
-                        transfers.download(self._bucket, self._key(name), file).result()
+                try:
+                    self._download(name, partial)
+                except Damaged:  # boto3 has noticed
+                    continue
                 crc32 = crc32_of(partial)
                 if self._has(name, os.path.getsize(partial), crc32):
                     return crc32
@@ -123,10 +125,7 @@ class S3Store:
             raise
 
     def get_bytes(self, name: str) -> bytes:
-        with self._explained(name):
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
-            content: bytes = answer["Body"].read()
-            return content
+        return self._read(name)
 
     def copy(self, source: str, target: str) -> None:
         from_where = {"Bucket": self._bucket, "Key": self._key(source)}
@@ -135,8 +134,11 @@ class S3Store:
             transfers.copy(from_where, self._bucket, self._key(target)).result()
 
     def checksum(self, name: str, by_reading: bool = False) -> int | None:
-        known = _checksum(self._head(name))
-        return self._checksum_by_reading(name) if known is None and by_reading else known
+        head = self._head(name)
+        known = _checksum(head)
+        if known is None and by_reading:
+            known = self._checksum_by_reading(name, head["ContentLength"])
+        return known
 
     def sweep(self, older_than_s: float) -> int:
         now, count = datetime.datetime.now(datetime.UTC), 0
@@ -156,14 +158,36 @@ class S3Store:
         head = self._head(name)
         known = _checksum(head)
         if known is None and by_reading:
-            known = self._checksum_by_reading(name)
+            known = self._checksum_by_reading(name, head["ContentLength"])
         return head["ContentLength"] == size and known in (None, crc32)
 
-    def _checksum_by_reading(self, name: str) -> int:
-        reader = _Checksum()
-        with self._explained(name), _transfers(self._client) as transfers:
-            transfers.download(self._bucket, self._key(name), reader).result()
-        return reader.crc32
+    def _checksum_by_reading(self, name: str, size: int) -> int:
+        crc32 = 0
+        for start in range(0, size, PART):
+            part = self._read(name, Range=f"bytes={start}-{start + PART - 1}")
+            crc32 = zlib.crc32(part, crc32)
+        return crc32
+
+    def _read(self, name: str, **part: str) -> bytes:
+        """boto3 tries again what is not answered, but not what is answered by half."""
+        for left in reversed(range(TRIES)):
+            try:
+                with self._explained(name):
+                    answer = self._client.get_object(
+                        Bucket=self._bucket, Key=self._key(name), **part
+                    )
+                    content: bytes = answer["Body"].read()
+                    return content
+            except (Unreachable, Damaged):
+                if left == 0:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _download(self, name: str, local_path: str) -> None:
+        with self._explained(name), open(local_path, "wb") as file:
+            # a file that is open: given a path, it would leave others beside it when it is killed
+            with _transfers(self._client) as transfers:
+                transfers.download(self._bucket, self._key(name), file).result()
 
     def _exists(self, name: str) -> bool:
         try:
@@ -203,15 +227,6 @@ class S3Store:
             raise StoreError(f"{error.filename or self._shown(name)}: {error.strerror}") from None
 
 
-class _Checksum:
-    """A file that is written from its beginning to its end, and not kept."""
-
-    crc32 = 0
-
-    def write(self, data: bytes) -> None:
-        self.crc32 = zlib.crc32(data, self.crc32)
-
-
 def _client(url: str, patience: Patience) -> Any:
     try:
         import boto3
@@ -226,8 +241,6 @@ def _client(url: str, patience: Patience) -> Any:
         read_timeout=patience.read_s,
         retries={"mode": "standard", "total_max_attempts": patience.attempts},
         max_pool_connections=2 * THREADS,
-        # whole objects are compared when they have arrived, which finds more, and once is enough
-        response_checksum_validation="when_required",
     )
     try:
         return boto3.session.Session().client("s3", config=config)

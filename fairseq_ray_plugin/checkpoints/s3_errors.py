@@ -44,6 +44,8 @@ def explain(error: Exception, url: str, endpoint: str | None) -> StoreError:
         )
     if kind == "ProfileNotFound":
         return StoreError(f"{url}: AWS_PROFILE names a profile that this node does not have")
+    if kind == "FlexibleChecksumError":
+        return Damaged(f"{url}: what arrives here is not what was put")
     if kind == "ParamValidationError":
         return StoreError(f"{url} is no name that S3 takes: give s3://BUCKET/PREFIX")
     if kind == "ValueError":
