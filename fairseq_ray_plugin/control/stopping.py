@@ -224,7 +224,7 @@ def saved(s: Step, update: int, path: str) -> None:
     assert isinstance(phase, Saving)
     if phase.as_checkpoint:
         s.set(checkpoint=Copy(update, InSaveDir(path)))
-        s.log(EventKind.CHECKPOINT, path=path)
+        s.log(EventKind.CHECKPOINT, path=path, after=update)
     else:
         keep(s, phase.worker, Copy(update, InMemory(s.workers[phase.worker].node, path)))
     s.enter(Gathering(s.now))
