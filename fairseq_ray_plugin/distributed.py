@@ -1,15 +1,19 @@
 """The cluster as Ray shows it: workers on slots, what they report, and calls that never block.
 
-The only room that uses Ray; `launch` connects to it.
+`launch` connects to Ray, and `residence` is where the control loop that uses this lives.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import functools
 import logging
+import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -21,8 +25,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.assignment import Job, Role
+from fairseq_ray_plugin import estate, protocol
+from fairseq_ray_plugin.assignment import Found, Job, Role
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
@@ -48,19 +52,46 @@ ASK_AGAIN_S = 1.0
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
 
+END_LIMIT_S = 10.0
+"""How long a worker takes, at most, that ends itself."""
+
+UNASKED_LIMIT_S = 120.0
+"""A worker that nobody has asked anything for so long ends: its loop is gone for good."""
+
 NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
 """What Ray says of an actor that went with its node."""
 
 
 class RayDistributedActor(Worker):
-    """A worker, as a Ray actor: holds one slot, and a training process in it."""
+    """A worker, as a Ray actor: holds one slot, and a training process in it.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        unasked_limit_s: if nobody has asked it anything for so long, it ends.
+    """
+
+    def __init__(self, job: Job, unasked_limit_s: float) -> None:
         # sent to all processes of a Slurm step, it is the driver's to deal with, which saves what
         # is held here; Ray itself ends its workers otherwise. Not by the module signal: this is
         # not the main thread
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
         super().__init__(job)
+        self.unasked_s = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._end_unasked, args=(unasked_limit_s,), daemon=True).start()
+
+    async def next_messages(self, num_heard: int, limit_s: float) -> list[protocol.WorkerMessage]:
+        self.unasked_s, self.loop = 0.0, asyncio.get_running_loop()
+        return await super().next_messages(num_heard, limit_s)
+
+    def _end_unasked(self, limit_s: float) -> None:
+        """Nobody else ends an actor that outlives its maker; it may hold a GPU."""
+        while self.unasked_s < limit_s:
+            time.sleep(1)
+            self.unasked_s += 1  # not by a clock: time in which this stood still does not count
+        if self.loop is not None:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self.stop(), self.loop).result(END_LIMIT_S)
+        os._exit(0)
 
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -79,10 +110,21 @@ def _survey() -> Survey:
 
 
 class RayCluster:
-    """Workers on a Ray cluster; carries out the control loop's actions and says what happens."""
+    """Workers on a Ray cluster; carries out the control loop's actions and says what happens.
 
-    def __init__(self, job: Job, config: ElasticConfig, max_ranks: int | None) -> None:
-        self.job = ray.put(job)
+    Args:
+        unasked_limit_s: workers that nobody has asked anything for so long end themselves.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        config: ElasticConfig,
+        max_ranks: int | None,
+        unasked_limit_s: float = UNASKED_LIMIT_S,
+    ) -> None:
+        self.unasked_limit_s = unasked_limit_s
+        self.job, self.run_id = ray.put(job), job.run_id
         self.need = {"CPU": float(config.cpus_per_worker)}
         if not config.cpu:
             self.need["GPU"] = 1.0
@@ -94,6 +136,7 @@ class RayCluster:
         self.surveyor.want([self.need] * self.num_asked)
         self.survey: Survey | None = None
         self.surveys_seen, self.head_silent_s = 0, 0.0
+        self.nodes_outlast_head_s = estate.nodes_outlast_head()
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.messages_heard: dict[str, int] = {}
@@ -154,6 +197,7 @@ class RayCluster:
             events=tuple(events),
             signal=signal,
             head_silent_s=self.head_silent_s,
+            nodes_outlast_head_s=self.nodes_outlast_head_s,
         )
 
     def _look_at_the_clock(self) -> None:
@@ -234,20 +278,38 @@ class RayCluster:
         self.actors[worker] = (
             ray.remote(RayDistributedActor)
             .options(
+                # it outlives this loop, and another finds it
+                name=estate.name_for(self.run_id, worker),
+                lifetime="detached",
                 num_cpus=self.config.cpus_per_worker,
                 num_gpus=0 if self.config.cpu else 1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            .remote(self.job)
+            .remote(self.job, self.unasked_limit_s)
         )
+        self._begin(worker, node, 0, is_ready=False)
+
+    def _begin(self, worker: str, node: str, num_heard: int, is_ready: bool) -> None:
+        """From now on a worker is heard."""
         self.nodes[worker] = node
-        self.messages_heard[worker] = 0
-        self.not_ready.add(worker)
-        self._call(worker, "prepare", "prepare")
+        self.messages_heard[worker] = num_heard
+        if not is_ready:
+            self.not_ready.add(worker)
+            self._call(worker, "prepare", "prepare")
         self._ask_again(worker, "next_messages")
         if node not in self.voices:
             self.voices[node] = worker
             self._ask_again(worker, "beat")
+
+    def adopt(self) -> dict[str, Found]:
+        """The workers that another loop of this run has left: what each says of itself."""
+        left = estate.find_workers(self.run_id)
+        for worker, (actor, there) in left.items():
+            self.actors[worker] = actor
+            self._begin(worker, there.node, there.num_heard, there.is_ready)
+        self.num_asked = max(self.num_asked, len(left))
+        self.surveyor.want([self.need] * self.num_asked)
+        return {worker: there for worker, (_, there) in left.items()}
 
     def _start(self, start: Start) -> None:
         # Ray hands the first worker's answer to the others: the driver need not wait for it
@@ -308,9 +370,16 @@ class RayCluster:
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
+        # the head may be gone, and the calls with it
+        end = threading.Thread(target=self._end_all, daemon=True)
+        end.start()
+        end.join(limit_s)
+        self.surveyor.close(limit_s)
+
+    def _end_all(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
-        self.surveyor.close(limit_s)
+        estate.end_workers(self.run_id)  # those that were never heard of, too
 
 
 def _reason(text: str) -> str:

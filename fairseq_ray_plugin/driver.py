@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.control import loop
+from fairseq_ray_plugin.control import loop, takeover
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Log, State
 from fairseq_ray_plugin.options import ElasticConfig
@@ -43,31 +43,61 @@ cluster in a row that may fail.
 
 
 def drive(
-    cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+    cluster: Any,
+    config: ElasticConfig,
+    max_ranks: int | None,
+    record: journal.Journal,
+    signals: Any = None,
 ) -> int:
-    """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code."""
-    signals = _Signals()
-    driver = Driver(cluster, config, max_ranks, record)
-    gc.freeze()  # or a stop with thousands of orders looks through all that was imported
+    """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code.
+
+    Workers of this run that another loop has left are taken over.
+
+    Args:
+        signals: says which have been received (as `_Signals`); None: those of this process.
+    """
+    signals = signals or _Signals()
+    driver = None
     try:
+        driver = _begin(cluster, config, max_ranks, record)
+        gc.freeze()  # or a stop with thousands of orders looks through all that was imported
         while driver.end is None:
             driver.turn(signals.received)
     finally:
         cluster.close()
         signals.restore()
-        driver.close()
+        if driver is not None:
+            driver.close()
     return driver.end.exit_code
+
+
+def _begin(
+    cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+) -> Driver:
+    found, lines = cluster.adopt(), record.of_run()
+    if not found and not lines:
+        return Driver(cluster, config, max_ranks, record)
+    state, actions = takeover.take_over(found, lines, cluster.now)
+    driver = Driver(cluster, config, max_ranks, record, state)
+    driver.lines += lines
+    driver.perform(actions, protocol.Observation(now=cluster.now))
+    return driver
 
 
 class Driver:
     """One run: what has been decided so far, and where that is written down."""
 
     def __init__(
-        self, cluster: Any, config: ElasticConfig, max_ranks: int | None, record: journal.Journal
+        self,
+        cluster: Any,
+        config: ElasticConfig,
+        max_ranks: int | None,
+        record: journal.Journal,
+        state: State | None = None,
     ) -> None:
         self.cluster, self.config, self.max_ranks = cluster, config, max_ranks
         self.end: End | None = None
-        self.state = State()
+        self.state = state or State()
         self.lines: list[dict[str, Any]] = []
         self.journal = Background(record.write, record.path)
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
@@ -79,7 +109,7 @@ class Driver:
         self.unreached: list[protocol.Unreached] = []
         self.recordings: list[Background[Beginning | Moment]] = []
         if path := os.environ.get(RECORD):
-            self._record(path, State())
+            self._record(path, self.state)
 
     def _record(self, path: str, state: State) -> Background[Beginning | Moment]:
         """What is recorded from now on goes to that file, too."""
@@ -117,6 +147,10 @@ class Driver:
             self._defect(observation, error, error_text)
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
+        self.perform(actions, observation)
+
+    def perform(self, actions: list[Action], seen: protocol.Observation) -> None:
+        """Do what was decided; what cannot be done is told to the next decision."""
         for action in actions:
             try:
                 self._perform(action)
@@ -132,7 +166,7 @@ class Driver:
                     self.unreached.append(protocol.Unreached(worker, action, repr(error)))
                     self.num_unstarted += 1
                     if self.num_unstarted > MAX_UNSTARTED:
-                        self._defect(observation, error, traceback.format_exc())
+                        self._defect(seen, error, traceback.format_exc())
 
     def _perform(self, action: Action) -> None:
         match action:
