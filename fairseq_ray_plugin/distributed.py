@@ -16,16 +16,15 @@ import signal
 import threading
 import time
 from collections.abc import Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import estate, protocol
+from fairseq_ray_plugin import head, protocol
 from fairseq_ray_plugin.assignment import Found, Job, Role
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
@@ -100,15 +99,6 @@ class RayDistributedActor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def _survey() -> Survey:
-    # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
-    # draining one for ever
-    free = ray_state.available_resources_per_node()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
-    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
-
-
 class RayCluster:
     """Workers on a Ray cluster; carries out the control loop's actions and says what happens.
 
@@ -129,14 +119,15 @@ class RayCluster:
         if not config.cpu:
             self.need["GPU"] = 1.0
         self.config = config
-        self.surveyor = Surveyor(_survey, lambda bundles: request_resources(bundles=bundles))
+        self.surveyor = Surveyor(head.survey, lambda bundles: request_resources(bundles=bundles))
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         self.num_asked = max_ranks or 0
         self.surveyor.want([self.need] * self.num_asked)
         self.survey: Survey | None = None
         self.surveys_seen, self.head_silent_s = 0, 0.0
-        self.nodes_outlast_head_s = estate.nodes_outlast_head()
+        self.nodes_outlast_head_s = head.nodes_outlast_head()
+        self.makers = ThreadPoolExecutor(8)  # which place workers
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.messages_heard: dict[str, int] = {}
@@ -169,7 +160,9 @@ class RayCluster:
         self._look_at_the_clock()
         events: list[protocol.Event] = list(unreached)
         for worker, asked, answer in answers:
-            if worker in self.actors:
+            if asked == "place":
+                events += self._placed(worker, answer)
+            elif worker in self.actors:
                 events += self._outcome(worker, asked, answer)
         due, self.later = self.later, []
         for at, worker, asked in due:
@@ -275,11 +268,18 @@ class RayCluster:
                 self._call(worker, order, "tell", order)
 
     def _place(self, worker: str, node: str) -> None:
-        self.actors[worker] = (
+        self.nodes[worker] = node
+        self.not_ready.add(worker)
+        # Ray's head is asked whether the name is free, and may take its time
+        future = self.makers.submit(self._make, worker, node)
+        future.add_done_callback(functools.partial(self._answered, worker, "place"))
+
+    def _make(self, worker: str, node: str) -> Any:
+        return (
             ray.remote(RayDistributedActor)
             .options(
                 # it outlives this loop, and another finds it
-                name=estate.name_for(self.run_id, worker),
+                name=head.name_for(self.run_id, worker),
                 lifetime="detached",
                 num_cpus=self.config.cpus_per_worker,
                 num_gpus=0 if self.config.cpu else 1,
@@ -287,7 +287,18 @@ class RayCluster:
             )
             .remote(self.job, self.unasked_limit_s)
         )
-        self._begin(worker, node, 0, is_ready=False)
+
+    def _placed(self, worker: str, answer: Future[Any]) -> list[protocol.Event]:
+        error = answer.exception()
+        if error is None and worker in self.nodes:
+            self.actors[worker] = answer.result()
+            self._begin(worker, self.nodes[worker], 0, is_ready=False)
+        elif error is None:
+            ray.kill(answer.result())  # it was not wanted any more
+        elif worker in self.nodes:
+            self._drop(worker)
+            return [Gone(worker, f"it could not be placed: {_reason(str(error))}")]
+        return []
 
     def _begin(self, worker: str, node: str, num_heard: int, is_ready: bool) -> None:
         """From now on a worker is heard."""
@@ -303,7 +314,7 @@ class RayCluster:
 
     def adopt(self) -> dict[str, Found]:
         """The workers that another loop of this run has left: what each says of itself."""
-        left = estate.find_workers(self.run_id)
+        left = head.find_workers(self.run_id)
         for worker, (actor, there) in left.items():
             self.actors[worker] = actor
             self._begin(worker, there.node, there.num_heard, there.is_ready)
@@ -345,7 +356,7 @@ class RayCluster:
 
     def _give_voice(self, node: str) -> None:
         """Another worker says that the node is there: one of each, so that the driver keeps up."""
-        there = [worker for worker, its_node in self.nodes.items() if its_node == node]
+        there = [name for name in self.actors if self.nodes[name] == node]
         there.sort(key=self.not_ready.__contains__)
         if not there or there[0] in self.not_ready:
             self.heard.pop(node, None)  # until it is heard, nothing is known
@@ -370,6 +381,7 @@ class RayCluster:
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
+        self.makers.shutdown(wait=False, cancel_futures=True)
         # the head may be gone, and the calls with it
         end = threading.Thread(target=self._end_all, daemon=True)
         end.start()
@@ -379,7 +391,7 @@ class RayCluster:
     def _end_all(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
-        estate.end_workers(self.run_id)  # those that were never heard of, too
+        head.end_workers(self.run_id)  # those that were never heard of, too
 
 
 def _reason(text: str) -> str:

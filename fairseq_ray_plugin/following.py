@@ -47,7 +47,7 @@ def run(plan: residence.Plan) -> int:
         try:
             options, is_over = _ask(there)
         except RayActorError:  # it has just gone
-            continue
+            options, is_over = "", True
         if not is_over and options == plan.options:
             logger.info("the run for %s lives: following it", plan.save_dir)
             return follow(there, None)
@@ -57,7 +57,7 @@ def run(plan: residence.Plan) -> int:
                 f"fairseq-ray-train --ray-attach {plan.save_dir}, and Ctrl-C there ends it"
             )
         ray.kill(there, no_restart=True)
-        time.sleep(ASK_AGAIN_S)
+        time.sleep(ASK_AGAIN_S)  # until its name is free
     return follow(_start(plan), Place("", 0))
 
 

@@ -255,7 +255,7 @@ def connect(address: str | None, may_start: bool = True) -> str:
     """
     import ray
 
-    from fairseq_ray_plugin.estate import NAMESPACE
+    from fairseq_ray_plugin.head import NAMESPACE
 
     # of a cluster, whoever follows a run is told its lines; a local Ray tells them itself
     common: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}

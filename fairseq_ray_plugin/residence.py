@@ -22,7 +22,7 @@ import traceback
 import ray
 from ray.experimental import internal_kv
 
-from fairseq_ray_plugin import distributed, driver, estate
+from fairseq_ray_plugin import distributed, driver, head
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.report.journal import Journal
@@ -39,7 +39,7 @@ LINGER_S = 60.0
 FAREWELL_S = 1.0
 """How long others who follow the run have to hear it, too."""
 
-_KEYS = estate.NAMESPACE.encode()
+_KEYS = head.NAMESPACE.encode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,13 @@ def keep(plan: Plan) -> str:
 
 def forget(key: str) -> None:
     """The run of that plan is over."""
-    internal_kv._internal_kv_del(key.encode(), namespace=_KEYS)
+    for name in (key, _signals_of(key)):
+        internal_kv._internal_kv_del(name.encode(), namespace=_KEYS)
+
+
+def _signals_of(key: str) -> str:
+    """The key of the signals that a run has been told: who told it may be gone, and so may we."""
+    return f"{key}-signals"
 
 
 class Residence:
@@ -90,7 +96,8 @@ class Residence:
         self.key = key
         self.plan: Plan = pickle.loads(internal_kv._internal_kv_get(key.encode(), namespace=_KEYS))
         self.sayings = Sayings()
-        self.asked = Asked()
+        signals = internal_kv._internal_kv_get(_signals_of(key).encode(), namespace=_KEYS)
+        self.asked = Asked(list(signals or b""))
         self.is_told = threading.Event()
         ours = logging.getLogger("fairseq_ray_plugin")
         ours.setLevel(logging.INFO)
@@ -113,7 +120,10 @@ class Residence:
         Args:
             signals: all that the one who asks has received.
         """
-        self.asked.hear(signals)
+        if self.asked.hear(signals):
+            internal_kv._internal_kv_put(
+                _signals_of(self.key).encode(), bytes(signals), namespace=_KEYS
+            )
         told = self.sayings.tell(place, limit_s)
         if told.exit_code is not None:
             self.is_told.set()
@@ -182,13 +192,15 @@ def _journal(plan: Plan) -> Journal:
 class Asked:
     """The signals that followers have received: the first asks for the end, two end at once."""
 
-    def __init__(self) -> None:
-        self.signals: list[int] = []
+    def __init__(self, signals: list[int]) -> None:
+        self.signals = signals
 
-    def hear(self, signals: list[int]) -> None:
-        """All that a follower has received so far."""
-        if len(signals) > len(self.signals):
+    def hear(self, signals: list[int]) -> bool:
+        """Whether there is a new one among all that a follower has received so far."""
+        is_new = len(signals) > len(self.signals)
+        if is_new:
             self.signals = signals
+        return is_new
 
     @property
     def received(self) -> int | None:

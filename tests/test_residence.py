@@ -9,7 +9,7 @@ import data
 import psutil
 from runs import BIN, Run, kill, ray_train, residences
 
-from fairseq_ray_plugin import estate
+from fairseq_ray_plugin import head
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
 
@@ -27,7 +27,7 @@ def check_epochs(run, num_epochs):
 def names(address):
     """Of all our actors on the cluster."""
     code = (
-        f"import ray; ray.init('{address}', namespace='{estate.NAMESPACE}', log_to_driver=False,"
+        f"import ray; ray.init('{address}', namespace='{head.NAMESPACE}', log_to_driver=False,"
         "logging_level='ERROR'); print(ray.util.list_named_actors())"
     )
     command = [BIN / "python", "-c", code]

@@ -13,8 +13,10 @@ from fairseq_ray_plugin.assignment import Found
 from fairseq_ray_plugin.control.failures import Cause
 from fairseq_ray_plugin.control.state import (
     Action,
+    End,
     Gathering,
     Log,
+    Over,
     Roster,
     Standing,
     State,
@@ -37,6 +39,8 @@ def take_over(
         found: the workers that answered.
         lines: what happened to this run, oldest first.
     """
+    if lines and "exit_code" in lines[-1]:  # it died when all had been said and done
+        return State(phase=Over()), [End(lines[-1]["exit_code"], lines[-1]["cause"])]
     told = max([f.newest for f in found.values()] + [line["generation"] for line in lines] + [0])
     update = max([f.update for f in found.values()] + [line["update"] or 0 for line in lines] + [0])
     # a number that nobody was told of: what the other loop said and is still on its way is void

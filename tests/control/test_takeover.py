@@ -4,7 +4,7 @@ import pytest
 
 from fairseq_ray_plugin.assignment import Found
 from fairseq_ray_plugin.control import loop
-from fairseq_ray_plugin.control.state import Gathering, Standing, Stopping
+from fairseq_ray_plugin.control.state import End, Gathering, Standing, Stopping
 from fairseq_ray_plugin.control.takeover import take_over
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
@@ -106,6 +106,13 @@ def test_what_is_in_memory_and_on_disk_is_known_again_and_older_files_go():
     state, _ = take_over({"worker-0": found(snapshots=(new, old))}, lines, 5.0)
     assert {"node-0": new} == state.snapshots and (old,) == state.superseded
     assert Copy(35, InSaveDir("checkpoint_2.pt")) == state.checkpoint
+
+
+def test_a_run_that_is_over_stays_over():
+    there = {"worker-0": found(0)}
+    lines = [line("started"), line("interrupted", exit_code=143, cause="interrupted by SIGTERM")]
+    _, actions = take_over(there, lines, 5.0)
+    assert [End(143, "interrupted by SIGTERM")] == actions
 
 
 def test_with_nobody_left_the_run_goes_on_from_its_own_checkpoint():

@@ -8,7 +8,7 @@ import psutil
 import ray
 from runs import ray_train
 
-from fairseq_ray_plugin import distributed, estate, residence
+from fairseq_ray_plugin import distributed, head, residence
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
 
@@ -20,7 +20,7 @@ def test_workers_that_nobody_asks_anything_end_with_all_they_have(tmp_path, engl
     run.until_update(5)
     pids = [rank["pid"] for rank in run.ranks()]
     run.process.kill()
-    ray.init(two_nodes.address, namespace=estate.NAMESPACE, log_to_driver=False)
+    ray.init(two_nodes.address, namespace=head.NAMESPACE, log_to_driver=False)
     try:
         ray.kill(ray.get_actor(residence.name_for(str(run.save_dir))), no_restart=True)
         begin = time.monotonic()

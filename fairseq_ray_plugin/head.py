@@ -1,6 +1,7 @@
-"""What a run has on a cluster, beside the loop that drives it: its workers, by their names.
+"""What Ray's head knows: which nodes there are, and a run's workers by their names.
 
-They are detached actors: they outlive the loop that placed them, and the next one finds them.
+Workers are detached actors: they outlive the loop that placed them, and the next one finds them.
+The head may be slow, or gone: whoever asks waits.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import os
 from typing import Any
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 
 from fairseq_ray_plugin.assignment import Found
+from fairseq_ray_plugin.surveyor import Survey
 
 NAMESPACE = "fairseq_ray_plugin"
 """Ray's, for all actors of all runs."""
@@ -69,3 +72,13 @@ def nodes_outlast_head() -> float:
         return 0.0
     # as the nodes have it, if all have the same
     return float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60))
+
+
+def survey() -> Survey:
+    """What there is now."""
+    # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
+    # draining one for ever
+    free = ray_state.available_resources_per_node()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
+    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
