@@ -5,6 +5,7 @@
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
+# make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up
@@ -23,7 +24,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench forks matrix clean
+.PHONY: roberta test check bench forks matrix storms clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -52,6 +53,9 @@ forks: $(STAMPS)/test
 matrix: $(STAMPS)/matrix
 	@rm -f benchmarks/matrix.jsonl
 	@$(BIN)/python benchmarks/matrix.py
+
+storms: $(STAMPS)/storms
+	@$(BIN)/python -m pytest tests/storms $(PYTEST_ARGS)
 
 clean:
 	@rm -rf $(VENV) .forks build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -99,6 +103,13 @@ $(STAMPS)/matrix: $(STAMPS)/test
 	@$(drop-half-installed)
 	@echo "Setting up .venv: packages of the matrix (a few seconds) ..."
 	@$(INSTALL) -e '.[aws,example,fairseq,matrix,test]'
+	@touch $@
+
+# Ray's job server, too.
+$(STAMPS)/storms: $(STAMPS)/test
+	@$(drop-half-installed)
+	@echo "Setting up .venv: packages of the storms (less than 1 minute) ..."
+	@$(INSTALL) -e '.[aws,example,fairseq,storms,test]'
 	@touch $@
 
 # Not `-e .[dev]`: lint and types need neither torch nor fairseq.

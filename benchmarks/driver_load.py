@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+import types
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -49,7 +50,7 @@ def main() -> None:
 
 def measure(actors: list, nodes: int) -> None:
     config = ElasticConfig(cpu=True)
-    cluster = distributed.RayCluster(None, config, None)
+    cluster = distributed.RayCluster(types.SimpleNamespace(run_id="load"), config, None)
     state = State()
     for number in range(nodes):
         worker, node = f"worker-{number}", f"node-{number}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from fairseq_ray_plugin.protocol import Copy
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -92,6 +94,36 @@ class Assignment(Role):
     claim: int = 0
     interface: str | None = None
     """The network interface that gloo uses; None: as the environment says."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a worker tells a control loop that takes it over from one that has died."""
+
+    node: str
+    is_ready: bool
+    num_heard: int
+    """Messages that the other loop is known to have heard; later ones are said again."""
+
+    newest: int
+    """The newest generation that it was told of."""
+
+    generation: int
+    """That of its rank; 0: it has had none."""
+
+    rank: int
+    world_size: int
+    is_at_rest: bool
+    """Its rank does not train any more, or is no more."""
+
+    update: int
+    """The last one it is known to have completed."""
+
+    pid: int
+    """Of its training process."""
+
+    snapshots: tuple[Copy, ...]
+    """What it has written to its node's memory, and is there."""
 
 
 # Between a worker and its server

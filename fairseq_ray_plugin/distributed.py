@@ -1,28 +1,31 @@
 """The cluster as Ray shows it: workers on slots, what they report, and calls that never block.
 
-The only room that uses Ray; `launch` connects to it.
+`launch` connects to Ray, and `residence` is where the control loop that uses this lives.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import functools
 import logging
+import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import protocol
-from fairseq_ray_plugin.assignment import Job, Role
+from fairseq_ray_plugin import head, protocol
+from fairseq_ray_plugin.assignment import Found, Job, Role
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
@@ -48,19 +51,46 @@ ASK_AGAIN_S = 1.0
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
 
+END_LIMIT_S = 10.0
+"""How long a worker takes, at most, that ends itself."""
+
+UNASKED_LIMIT_S = 120.0
+"""A worker that nobody has asked anything for so long ends: its loop is gone for good."""
+
 NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
 """What Ray says of an actor that went with its node."""
 
 
 class RayDistributedActor(Worker):
-    """A worker, as a Ray actor: holds one slot, and a training process in it."""
+    """A worker, as a Ray actor: holds one slot, and a training process in it.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        unasked_limit_s: if nobody has asked it anything for so long, it ends.
+    """
+
+    def __init__(self, job: Job, unasked_limit_s: float) -> None:
         # sent to all processes of a Slurm step, it is the driver's to deal with, which saves what
         # is held here; Ray itself ends its workers otherwise. Not by the module signal: this is
         # not the main thread
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
         super().__init__(job)
+        self.unasked_s = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._end_unasked, args=(unasked_limit_s,), daemon=True).start()
+
+    async def next_messages(self, num_heard: int, limit_s: float) -> list[protocol.WorkerMessage]:
+        self.unasked_s, self.loop = 0.0, asyncio.get_running_loop()
+        return await super().next_messages(num_heard, limit_s)
+
+    def _end_unasked(self, limit_s: float) -> None:
+        """Nobody else ends an actor that outlives its maker; it may hold a GPU."""
+        while self.unasked_s < limit_s:
+            time.sleep(1)
+            self.unasked_s += 1  # not by a clock: time in which this stood still does not count
+        if self.loop is not None:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self.stop(), self.loop).result(END_LIMIT_S)
+        os._exit(0)
 
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -69,31 +99,35 @@ class RayDistributedActor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def _survey() -> Survey:
-    # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
-    # draining one for ever
-    free = ray_state.available_resources_per_node()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
-    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
-
-
 class RayCluster:
-    """Workers on a Ray cluster; carries out the control loop's actions and says what happens."""
+    """Workers on a Ray cluster; carries out the control loop's actions and says what happens.
 
-    def __init__(self, job: Job, config: ElasticConfig, max_ranks: int | None) -> None:
-        self.job = ray.put(job)
+    Args:
+        unasked_limit_s: workers that nobody has asked anything for so long end themselves.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        config: ElasticConfig,
+        max_ranks: int | None,
+        unasked_limit_s: float = UNASKED_LIMIT_S,
+    ) -> None:
+        self.unasked_limit_s = unasked_limit_s
+        self.job, self.run_id = ray.put(job), job.run_id
         self.need = {"CPU": float(config.cpus_per_worker)}
         if not config.cpu:
             self.need["GPU"] = 1.0
         self.config = config
-        self.surveyor = Surveyor(_survey, lambda bundles: request_resources(bundles=bundles))
+        self.surveyor = Surveyor(head.survey, lambda bundles: request_resources(bundles=bundles))
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         self.num_asked = max_ranks or 0
         self.surveyor.want([self.need] * self.num_asked)
         self.survey: Survey | None = None
         self.surveys_seen, self.head_silent_s = 0, 0.0
+        self.nodes_outlast_head_s = head.nodes_outlast_head()
+        self.makers = ThreadPoolExecutor(8)  # which place workers
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.messages_heard: dict[str, int] = {}
@@ -126,7 +160,9 @@ class RayCluster:
         self._look_at_the_clock()
         events: list[protocol.Event] = list(unreached)
         for worker, asked, answer in answers:
-            if worker in self.actors:
+            if asked == "place":
+                events += self._placed(worker, answer)
+            elif worker in self.actors:
                 events += self._outcome(worker, asked, answer)
         due, self.later = self.later, []
         for at, worker, asked in due:
@@ -154,6 +190,7 @@ class RayCluster:
             events=tuple(events),
             signal=signal,
             head_silent_s=self.head_silent_s,
+            nodes_outlast_head_s=self.nodes_outlast_head_s,
         )
 
     def _look_at_the_clock(self) -> None:
@@ -231,23 +268,59 @@ class RayCluster:
                 self._call(worker, order, "tell", order)
 
     def _place(self, worker: str, node: str) -> None:
-        self.actors[worker] = (
+        self.nodes[worker] = node
+        self.not_ready.add(worker)
+        # Ray's head is asked whether the name is free, and may take its time
+        future = self.makers.submit(self._make, worker, node)
+        future.add_done_callback(functools.partial(self._answered, worker, "place"))
+
+    def _make(self, worker: str, node: str) -> Any:
+        return (
             ray.remote(RayDistributedActor)
             .options(
+                # it outlives this loop, and another finds it
+                name=head.name_for(self.run_id, worker),
+                lifetime="detached",
                 num_cpus=self.config.cpus_per_worker,
                 num_gpus=0 if self.config.cpu else 1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            .remote(self.job)
+            .remote(self.job, self.unasked_limit_s)
         )
+
+    def _placed(self, worker: str, answer: Future[Any]) -> list[protocol.Event]:
+        error = answer.exception()
+        if error is None and worker in self.nodes:
+            self.actors[worker] = answer.result()
+            self._begin(worker, self.nodes[worker], 0, is_ready=False)
+        elif error is None:
+            ray.kill(answer.result())  # it was not wanted any more
+        elif worker in self.nodes:
+            self._drop(worker)
+            return [Gone(worker, f"it could not be placed: {_reason(str(error))}")]
+        return []
+
+    def _begin(self, worker: str, node: str, num_heard: int, is_ready: bool) -> None:
+        """From now on a worker is heard."""
         self.nodes[worker] = node
-        self.messages_heard[worker] = 0
-        self.not_ready.add(worker)
-        self._call(worker, "prepare", "prepare")
+        self.messages_heard[worker] = num_heard
+        if not is_ready:
+            self.not_ready.add(worker)
+            self._call(worker, "prepare", "prepare")
         self._ask_again(worker, "next_messages")
         if node not in self.voices:
             self.voices[node] = worker
             self._ask_again(worker, "beat")
+
+    def adopt(self) -> dict[str, Found]:
+        """The workers that another loop of this run has left: what each says of itself."""
+        left = head.find_workers(self.run_id)
+        for worker, (actor, there) in left.items():
+            self.actors[worker] = actor
+            self._begin(worker, there.node, there.num_heard, there.is_ready)
+        self.num_asked = max(self.num_asked, len(left))
+        self.surveyor.want([self.need] * self.num_asked)
+        return {worker: there for worker, (_, there) in left.items()}
 
     def _start(self, start: Start) -> None:
         # Ray hands the first worker's answer to the others: the driver need not wait for it
@@ -285,7 +358,7 @@ class RayCluster:
 
     def _give_voice(self, node: str) -> None:
         """Another worker says that the node is there: one of each, so that the driver keeps up."""
-        there = [worker for worker, its_node in self.nodes.items() if its_node == node]
+        there = [name for name in self.actors if self.nodes[name] == node]
         there.sort(key=self.not_ready.__contains__)
         if not there or there[0] in self.not_ready:
             self.heard.pop(node, None)  # until it is heard, nothing is known
@@ -310,9 +383,17 @@ class RayCluster:
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
+        self.makers.shutdown(wait=False, cancel_futures=True)
+        # the head may be gone, and the calls with it
+        end = threading.Thread(target=self._end_all, daemon=True)
+        end.start()
+        end.join(limit_s)
+        self.surveyor.close(limit_s)
+
+    def _end_all(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
-        self.surveyor.close(limit_s)
+        head.end_workers(self.run_id)  # those that were never heard of, too
 
 
 def _reason(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.checkpoints.claim import Claim
-from fairseq_ray_plugin.control import loop
+from fairseq_ray_plugin.control import loop, takeover
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Log, State
 from fairseq_ray_plugin.options import ElasticConfig
@@ -50,23 +50,46 @@ def drive(
     max_ranks: int | None,
     record: journal.Journal,
     claim: Claim | None = None,
+    signals: Any = None,
 ) -> int:
     """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code.
 
+    Workers of this run that another loop has left are taken over.
+
     Args:
         claim: on the save dir; the run ends without writing there when it is lost.
+        signals: says which have been received (as `_Signals`); None: those of this process.
     """
-    signals = _Signals()
-    driver = Driver(cluster, config, max_ranks, record, claim)
-    gc.freeze()  # or a stop with thousands of orders looks through all that was imported
+    signals = signals or _Signals()
+    driver = None
     try:
+        driver = _begin(cluster, config, max_ranks, record, claim)
+        gc.freeze()  # or a stop with thousands of orders looks through all that was imported
         while driver.end is None:
             driver.turn(signals.received)
     finally:
         cluster.close()
         signals.restore()
-        driver.close()
+        if driver is not None:
+            driver.close()
     return driver.end.exit_code
+
+
+def _begin(
+    cluster: Any,
+    config: ElasticConfig,
+    max_ranks: int | None,
+    record: journal.Journal,
+    claim: Claim | None,
+) -> Driver:
+    found, lines = cluster.adopt(), record.of_run()
+    if not found and not lines:
+        return Driver(cluster, config, max_ranks, record, claim)
+    state, actions = takeover.take_over(found, lines, cluster.now)
+    driver = Driver(cluster, config, max_ranks, record, claim, state)
+    driver.lines += lines
+    driver.perform(actions, protocol.Observation(now=cluster.now))
+    return driver
 
 
 class Driver:
@@ -79,10 +102,11 @@ class Driver:
         max_ranks: int | None,
         record: journal.Journal,
         claim: Claim | None = None,
+        state: State | None = None,
     ) -> None:
         self.cluster, self.config, self.max_ranks, self.claim = cluster, config, max_ranks, claim
         self.end: End | None = None
-        self.state = State()
+        self.state = state or State()
         self.lines: list[dict[str, Any]] = []
         self.journal = Background(record.write, record.path)
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
@@ -94,7 +118,7 @@ class Driver:
         self.unreached: list[protocol.Unreached] = []
         self.recordings: list[Background[Beginning | Moment]] = []
         if path := os.environ.get(RECORD):
-            self._record(path, State())
+            self._record(path, self.state)
 
     def _record(self, path: str, state: State) -> Background[Beginning | Moment]:
         """What is recorded from now on goes to that file, too."""
@@ -134,6 +158,10 @@ class Driver:
             self._defect(observation, error, error_text)
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
+        self.perform(actions, observation)
+
+    def perform(self, actions: list[Action], seen: protocol.Observation) -> None:
+        """Do what was decided; what cannot be done is told to the next decision."""
         for action in actions:
             try:
                 self._perform(action)
@@ -149,7 +177,7 @@ class Driver:
                     self.unreached.append(protocol.Unreached(worker, action, repr(error)))
                     self.num_unstarted += 1
                     if self.num_unstarted > MAX_UNSTARTED:
-                        self._defect(observation, error, traceback.format_exc())
+                        self._defect(seen, error, traceback.format_exc())
 
     def _perform(self, action: Action) -> None:
         match action:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import secrets
@@ -36,6 +38,7 @@ FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_")
 
 def cli_main() -> None:
     """The command `fairseq-ray-train`: every option of `fairseq-train`, and our own."""
+    _attach_if_asked()
     from fairseq_ray_plugin import compat
 
     compat.require_fairseq()
@@ -64,6 +67,7 @@ def _refuse_early() -> None:
 
 def hydra_cli_main() -> None:
     """The command `fairseq-ray-hydra-train`: our options first, then what hydra takes."""
+    _attach_if_asked()
     from fairseq_ray_plugin import compat
 
     compat.require_fairseq()
@@ -79,6 +83,36 @@ def hydra_cli_main() -> None:
     sys.argv[1:] = rest
     _route_to_ray(lambda: config)
     fairseq_cli.hydra_train.cli_main()
+
+
+def _attach_if_asked() -> None:
+    """With --ray-attach, follow a run and exit: nothing else of the command line counts."""
+    if "--ray-attach" not in (argument.partition("=")[0] for argument in sys.argv):
+        return
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_ray_args(parser)
+    args, _ = parser.parse_known_args()
+    logging.basicConfig(  # as fairseq has it
+        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=os.environ.get("LOGLEVEL", "INFO").upper(),
+        stream=sys.stdout,
+    )
+    _print_ranks_lines_as_they_are()
+    try:
+        connect(args.ray_address, may_start=False)
+        from fairseq_ray_plugin import following
+
+        exit_code = following.attach(args.ray_attach)
+    except (ConnectionError, ValueError) as error:
+        _exit(error)
+    sys.exit(exit_code)
+
+
+def _print_ranks_lines_as_they_are() -> None:
+    """Every rank's line counts, and looks as fairseq wrote it; Ray reads this when imported."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
 
 
 def register(default_address: str | None = None) -> None:
@@ -147,6 +181,8 @@ def _config_or_exit(args: argparse.Namespace) -> ElasticConfig:
         config = ElasticConfig.from_args(args)
         if config.ray_address is None and config.fix_batch_size is not None:
             raise ValueError("--fix-batch-size needs --ray-address")
+        if args.ray_attach is not None:
+            raise ValueError("--ray-attach: the command is fairseq-ray-train --ray-attach SAVE_DIR")
         return config
     except ValueError as error:
         _exit(error)
@@ -176,29 +212,13 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         _refuse_lost_positions(cfg, config)
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
-        save_dir = cfg.checkpoint.save_dir
-        held = claim.take(claim.place_of(save_dir), save_dir)
-    except (ValueError, OSError, claim.InUse) as error:
+        journal.Journal(cfg.checkpoint.save_dir)  # there is no use in training without a save dir
+    except (ValueError, OSError) as error:
         _exit(error)
-    try:
-        return _train(cfg, config, groups, held)
-    finally:
-        held.release()
-
-
-def _train(
-    cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, held: claim.Claim
-) -> int:
-    try:
-        record = journal.Journal(cfg.checkpoint.save_dir)
-    except OSError as error:
-        _exit(error)
-    # every rank's line counts, and looks as fairseq wrote it; ray reads this when imported
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
+    _print_ranks_lines_as_they_are()
     import ray
 
-    from fairseq_ray_plugin import distributed
+    from fairseq_ray_plugin import following, residence
 
     try:
         where = connect(config.ray_address)
@@ -211,36 +231,83 @@ def _train(
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
-    job = _job(cfg, config, groups, held.number)
-    cluster = distributed.RayCluster(job, config, max_ranks)
-    exit_code = driver.drive(cluster, config, max_ranks, record, held)
-    # as at the interpreter's exit: it waits for the last lines of the ranks
-    ray.shutdown(_exiting_interpreter=True)
+    job = _job(cfg, config, groups)
+    if where.startswith("local"):  # which ends with this process, whatever lives there
+        exit_code = _train_here(job, config, max_ranks, cfg.checkpoint.save_dir)
+    else:
+        plan = residence.Plan(
+            job=job,
+            config=config,
+            max_ranks=max_ranks,
+            save_dir=os.path.abspath(cfg.checkpoint.save_dir),
+            options=_digest(cfg, config),
+        )
+        try:
+            exit_code = following.run(plan)
+        except (ConnectionError, ValueError) as error:
+            _exit(error)
+    # as at the interpreter's exit: it waits for the last lines of the ranks of a local Ray
+    ray.shutdown(_exiting_interpreter=where.startswith("local"))
     return exit_code
 
 
-def connect(address: str | None) -> str:
+def _train_here(job: Job, config: ElasticConfig, max_ranks: int | None, save_dir: str) -> int:
+    """The control loop lives in this process."""
+    from fairseq_ray_plugin import distributed
+
+    try:
+        held = claim.take(claim.place_of(save_dir), save_dir)
+    except (OSError, claim.InUse) as error:
+        _exit(error)
+    try:
+        record = journal.Journal(save_dir, job.run_id)
+        job = dataclasses.replace(job, claim=held.number)
+        cluster = distributed.RayCluster(job, config, max_ranks, math.inf)
+        return driver.drive(cluster, config, max_ranks, record, held)
+    finally:
+        held.release()
+
+
+def _digest(cfg: Any, config: ElasticConfig) -> str:
+    """Of all options; where Ray is makes no difference."""
+    from omegaconf import OmegaConf
+
+    options = repr((OmegaConf.to_container(cfg), dataclasses.replace(config, ray_address=None)))
+    return hashlib.sha256(options.encode()).hexdigest()
+
+
+def connect(address: str | None, may_start: bool = True) -> str:
     """Join a Ray cluster, or start a local one; returns which, for people.
+
+    Args:
+        may_start: where there is none.
 
     Raises:
         ConnectionError: `address` names a cluster that cannot be reached.
     """
     import ray
 
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    from fairseq_ray_plugin.head import NAMESPACE
+
+    # of a cluster, whoever follows a run is told its lines; a local Ray tells them itself
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
     named, origin = address, "--ray-address"
     if address in (None, "auto"):
         named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
-    if named == "local":
+    if named == "local" and may_start:
         return _start_local(common)
     if named != "auto":
         _knock(str(named), origin)
     try:
-        context = ray.init(address=named, **common)
+        context = ray.init(address=named, log_to_driver=False, **common)
     except ConnectionError as error:
         if named != "auto":
             raise ConnectionError(
                 f"{origin} {named}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        if not may_start:
+            raise ConnectionError(
+                "no Ray cluster is found here: name it with --ray-address"
             ) from error
         return _start_local(common)
     where = f"Ray cluster at {context.address_info['gcs_address']}"
@@ -262,7 +329,7 @@ def _start_local(common: dict[str, Any]) -> str:
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # this machine is ours
-    ray.init(address="local", include_dashboard=False, **common)
+    ray.init(address="local", include_dashboard=False, log_to_driver=True, **common)
     return f"local Ray on this machine, {int(ray.cluster_resources().get('CPU', 0))} CPUs"
 
 
@@ -281,7 +348,7 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
             )
 
 
-def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_number: int) -> Job:
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
     packed, not_sent = _pack(user_dir, cfg) if user_dir else (None, "")
     return Job(
@@ -298,7 +365,6 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_
         user_dir_not_sent=not_sent,
         last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
-        claim=claim_number,
     )
 
 

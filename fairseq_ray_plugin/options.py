@@ -90,6 +90,13 @@ def add_ray_args(
         f"(always a local Ray), or a cluster's HOST:PORT (default: {default_address})",
     )
     group.add_argument(
+        "--ray-attach",
+        default=None,
+        metavar="SAVE_DIR",
+        help="start nothing: follow the run on the cluster that has this save dir, until it is "
+        "over; of all other options only --ray-address counts",
+    )
+    group.add_argument(
         "--fix-batch-size",
         type=_batch_sizes,
         default=None,

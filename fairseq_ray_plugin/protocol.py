@@ -1,7 +1,7 @@
 """Every value that crosses a process or a decision: frozen, and matched by its type.
 
 A rank speaks to its worker, a worker to the driver, and the driver's loop decides from what is
-observed. What a rank says travels in an envelope (`FromRank`) that its worker does not open.
+observed. What a rank says travels in an envelope (`FromRank`) that its worker passes on.
 """
 
 from __future__ import annotations
@@ -368,6 +368,9 @@ class Observation:
 
     save_dir_lost: str | None = None
     """Who has taken the save dir, for people, while this run was not heard of."""
+
+    nodes_outlast_head_s: float = 0.0
+    """For how long nodes wait for a head that comes back with what it knew; 0: it knows nothing."""
 
 
 # What is to be done

@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import data
+import psutil
 
 from fairseq_ray_plugin.report import journal
 
@@ -224,3 +225,15 @@ def torchrun(folder: Path, text: Path, model: list, *options, num_ranks: int = 2
 
 def kill(pid: int, name: str = "SIGKILL") -> None:
     os.kill(pid, signal.Signals[name])
+
+
+def residences(address: str) -> list[psutil.Process]:
+    """The processes in which control loops live, on that cluster."""
+    there = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "ray::Residence" in " ".join(process.cmdline()):
+                raylet = process.parent()
+                if raylet and address in " ".join(raylet.cmdline()):
+                    there.append(process)
+    return there

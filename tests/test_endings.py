@@ -11,7 +11,7 @@ import time
 import data
 import pytest
 import torch
-from runs import TESTS, ray_train
+from runs import TESTS, ray_train, residences
 
 from fairseq_ray_plugin.checkpoints import claim
 
@@ -174,7 +174,7 @@ def test_when_rays_head_dies_the_state_is_saved_and_the_last_word_is_that_it_die
     assert saved_update(run) == max(step["update"] for step in run.steps())
 
 
-def test_a_driver_that_stood_still_accuses_nobody(tmp_path, english, two_nodes):
+def test_a_loop_that_stood_still_accuses_nobody(tmp_path, english, two_nodes):
     run = ray_train(
         tmp_path,
         english,
@@ -184,9 +184,10 @@ def test_a_driver_that_stood_still_accuses_nobody(tmp_path, english, two_nodes):
         pause_s=0.2,
     )
     run.until_update(5)
-    run.process.send_signal(signal.SIGSTOP)
+    (loop,) = residences(two_nodes.address)
+    loop.suspend()
     last = run.steps()[-1]["update"]
     run.until_update(last + 40)  # 8 s, in which nobody is heard of
-    run.process.send_signal(signal.SIGCONT)
+    loop.resume()
     run.finish()
     assert [] == run.events("stopped")

@@ -34,8 +34,11 @@ ORDER = (
     "checkpoint_hook",
     "worker",
     "surveyor",
+    "head",
     "distributed",
     "driver",
+    "residence",
+    "following",
     "launch",
     "__main__",
 )
@@ -67,10 +70,10 @@ def test_a_room_imports_only_rooms_before_it():
                 assert ORDER.index(room) < ORDER.index(module), f"{module} imports {room}"
 
 
-def test_only_one_room_imports_ray():
-    # launch starts and ends the connection that `distributed` uses
+def test_only_these_rooms_import_ray():
+    # launch starts and ends the connection that the others use
     users = {m for m in ORDER if any(n.split(".")[0] == "ray" for n in imported(m))}
-    assert {"distributed", "launch"} >= users
+    assert {"head", "distributed", "residence", "following", "launch"} >= users
 
 
 def test_only_the_driver_asks_for_decisions():

@@ -366,13 +366,13 @@ def test_the_users_own_error_ends_the_run_with_its_traceback(
     check_nothing_left(run)
 
 
-def test_a_driver_that_is_killed_leaves_nothing_running_and_the_same_command_goes_on(
-    tmp_path, english, two_nodes
+def test_a_command_that_is_killed_with_its_local_ray_leaves_nothing_and_goes_on_once_more(
+    tmp_path, english
 ):
     options = ("--max-update", "80", "--save-interval-updates", "20", "--disable-validation")
 
     def train():
-        return ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=0.1)
+        return ray_train(tmp_path, english, FIXED, *options, pause_s=0.1)
 
     run = train()
     run.until_update(30)

@@ -129,6 +129,10 @@ class Holder:
     since: str
     """When it began, for people."""
 
+    run: str = ""
+    """Of a run that lives on a cluster, whoever starts it or another process for it; empty: this
+    process is the run."""
+
     beat: int = 0
     released: bool = False
 
@@ -143,6 +147,7 @@ class InUse(Exception):
 def take(
     place: Place,
     save_dir: str,
+    run: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
 ) -> Claim:
@@ -153,15 +158,20 @@ def take(
 
     Args:
         save_dir: for people.
+        run: identifies a run that outlives its process: what it holds already, it goes on holding.
 
     Raises:
         InUse: a living run has it.
         OSError: claims cannot be read or written there.
     """
-    me = this_process()
+    me = dataclasses.replace(this_process(), run=run)
     number = 0
     while True:
         newest = max([number, *_numbers(place)])
+        before = _read(place, newest)
+        if run and before is not None and before.run == run:
+            place.replace(_name(newest), _written(me))
+            return Claim(place, newest, me)
         _wait_for_the_end(place, newest, save_dir, clock, pause)
         number = newest + 1
         created = place.create(_name(number), _written(me))
@@ -182,10 +192,10 @@ def take(
 def refuse_if_in_use(place: Place, save_dir: str) -> None:
     """Raise InUse where a run on this machine is known to live; waits for nothing.
 
-    It may be in use all the same: `take` alone can tell.
+    It may be in use all the same: `take` alone can tell. A run on a cluster may be followed.
     """
     holder = _read(place, max(_numbers(place), default=0))
-    if holder is not None and is_known_dead(holder) is False:
+    if holder is not None and not holder.run and is_known_dead(holder) is False:
         raise InUse(_in_use(save_dir, holder))
 
 

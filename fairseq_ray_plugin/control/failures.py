@@ -31,6 +31,9 @@ class Cause(enum.Enum):
     FAILED = "FAILED"
     """The training code raised an exception."""
 
+    TAKEN_OVER = "TAKEN_OVER"
+    """The control loop had died, and another goes on."""
+
     INTERRUPTED = "INTERRUPTED"
     """The driver was told to end."""
 

@@ -73,6 +73,9 @@ DEFECT = 70
 HEAD_LIMIT_S = 20.0
 """A cluster whose head does not answer for so long has none; Ray ends its nodes after a minute."""
 
+HEAD_MARGIN_S = 15.0
+"""A head that may come back is given up so long before the nodes give it up, for the saving."""
+
 
 def step(
     state: State, observation: Observation, config: ElasticConfig, max_ranks: int | None = None
@@ -132,9 +135,11 @@ def _check_for_end(s: Step, observation: Observation) -> None:
     if number is not None and s.state.ending is None:
         message = f"interrupted by {signal.Signals(number).name} after update {s.state.update}"
         s.end_soon(Ending(EventKind.INTERRUPTED, 128 + number, message))
-    elif observation.head_silent_s > HEAD_LIMIT_S and s.state.ending is None:
+        return
+    head_limit = max(HEAD_LIMIT_S, observation.nodes_outlast_head_s - HEAD_MARGIN_S)
+    if observation.head_silent_s > head_limit and s.state.ending is None:
         message = (
-            f"Ray's head has not answered for {HEAD_LIMIT_S:.0f} s: start Ray again, and the same "
+            f"Ray's head has not answered for {head_limit:.0f} s: start Ray again, and the same "
             "command goes on"
         )
         s.end_soon(Ending(EventKind.FAILED, 1, message))

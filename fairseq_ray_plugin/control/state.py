@@ -344,6 +344,6 @@ class Step:
     def end(self, ending: Ending, outcome: str = "") -> None:
         separator = "\n" if "\n" in ending.message else "; "
         message = separator.join(filter(None, (ending.message, outcome)))
-        self.log(ending.kind, message)
+        self.log(ending.kind, message, exit_code=ending.exit_code)
         self.actions.append(End(ending.exit_code, message))
         self.enter(Over())

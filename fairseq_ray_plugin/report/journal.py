@@ -26,8 +26,9 @@ class EventKind(enum.Enum):
     WAITING = "waiting", "there are too few workers to train"
     STARTED = "started", "the training processes of a generation run: their nodes and pids"
     ADVANCED = "advanced", "the generation's first update is complete"
-    CHECKPOINT = "checkpoint", "a checkpoint has been written: its path"
+    CHECKPOINT = "checkpoint", "a checkpoint has been written: its path, and the update it is after"
     STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
+    TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"
     NOTICE = "notice", "a node is to be taken away"
     STACKS = "stacks", "what every thread of a rank was doing in a hang"
     LEFT_OUT = "left out", "training fails on a node again and again, and goes on without it"
@@ -59,10 +60,14 @@ class Journal:
     """Appends events to the file in a folder, one unbuffered line each.
 
     A folder that cannot be written is the user's to mend: OSError passes through.
+
+    Args:
+        run: whose events they are; several runs may have the same folder.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, run: str = "") -> None:
         os.makedirs(folder, exist_ok=True)
+        self.run = run
         self.path = os.path.join(folder, FILE_NAME)
         # a driver that was killed may have left half a line: never join ours to it
         with open(self.path, "a+b") as file:
@@ -74,7 +79,11 @@ class Journal:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append what `line` returned."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({**line, "run": self.run}) + "\n")
+
+    def of_run(self) -> list[dict[str, Any]]:
+        """What happened to this run so far, oldest first."""
+        return [line for line in read(self.path) if line.get("run") == self.run]
 
 
 def line(event: Event) -> dict[str, Any]:

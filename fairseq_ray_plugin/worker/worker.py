@@ -23,6 +23,7 @@ from fairseq_ray_plugin.assignment import (
     Exited,
     Fork,
     Forked,
+    Found,
     Holding,
     Job,
     Kill,
@@ -79,7 +80,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.messages = Outbox()
+        self.messages = Outbox(self.get_node_id())
         self.writing = Writing(
             self._fork_writer,
             lambda generation, says: self.messages.put(FromRank(generation, says)),
@@ -91,6 +92,9 @@ class Worker:
         self.link: Connection | None = None
         self.generation = 0
         """That of the rank at the other end of `link`, or that was there last."""
+
+        self.rank, self.world_size = -1, 0
+        """Of that generation."""
 
         self.void = 0
         """The newest generation that was told to hold: starting it now would be too late."""
@@ -176,6 +180,24 @@ class Worker:
         self.messages.forget(num_heard)
         return await self.messages.get(limit_s)
 
+    async def adopt(self) -> Found:
+        """What a control loop must know that takes this worker over from one that has died."""
+        said = self.messages
+        there = [copy for path, copy in said.snapshots.items() if self._is_kept(path)]
+        return Found(
+            node=self.get_node_id(),
+            is_ready=self.ready,
+            num_heard=said.num_forgotten,
+            newest=max(self.generation, self.void),
+            generation=self.generation,
+            rank=self.rank,
+            world_size=self.world_size,
+            is_at_rest=self.link is None or said.rested == self.generation,
+            update=said.update,
+            pid=self.pid,
+            snapshots=tuple(there),
+        )
+
     async def beat(self) -> None:
         """The node is heard of when this returns."""
         await asyncio.sleep(HEARTBEAT_S)
@@ -212,6 +234,7 @@ class Worker:
             return
         self._drop_link()
         self.generation, self.pid = role.generation, 0
+        self.rank, self.world_size = role.rank, role.world_size
         job = self.job
         assignment = Assignment(
             **dataclasses.asdict(role),
@@ -246,6 +269,9 @@ class Worker:
         send_handle(self.server, end.fileno(), None)
         end.close()
         return link
+
+    def _is_kept(self, path: str) -> bool:
+        return os.path.dirname(path) in self.memory.folders and os.path.exists(path)
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.assignment import Found
 from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
+    Copy,
     Delayed,
     Drop,
     Ended,
@@ -62,6 +64,11 @@ class Worker:
     is_ready: bool = False
     rank: Rank | None = None
     void: int = 0
+    generation: int = 0
+    """Of its rank, or of the last that it had; so are the next two."""
+
+    number: int = -1
+    world_size: int = 0
     says: list = dataclasses.field(default_factory=list)
     """Not arrived yet."""
 
@@ -221,6 +228,29 @@ class Cluster:
             signal=signal,
         )
 
+    def found(self):
+        """What the workers that can be reached tell another loop; the others are done without."""
+        for name in [n for n, w in self.workers.items() if self.nodes[w.node].is_silent]:
+            del self.workers[name]
+        return {name: self._found(worker) for name, worker in self.workers.items()}
+
+    def _found(self, worker):
+        rank = worker.rank or Rank(worker.generation, worker.number, 0, is_at_rest=True)
+        files = self.nodes[worker.node].files.items()
+        return Found(
+            node=worker.node,
+            is_ready=worker.is_ready,
+            num_heard=0,
+            newest=max(rank.generation, worker.void),
+            generation=rank.generation,
+            rank=rank.number,
+            world_size=worker.world_size,
+            is_at_rest=rank.is_at_rest or not rank.trains,
+            update=rank.update if rank.has_told else 0,
+            pid=1,
+            snapshots=tuple(Copy(update, InMemory(worker.node, path)) for path, update in files),
+        )
+
     # what the loop asks for
 
     def perform(self, action):
@@ -288,6 +318,8 @@ class Cluster:
             assert self.checkpoint is not None
             update = self.checkpoint
         worker.rank = Rank(start.generation, number, update)
+        worker.generation, worker.number = start.generation, number
+        worker.world_size = len(start.ranks)
         worker.say(Running(1))
 
     def _has(self, place):

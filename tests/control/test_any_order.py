@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulated import Cluster
 
-from fairseq_ray_plugin.control import loop
-from fairseq_ray_plugin.control.state import End, Gathering, Over, State
+from fairseq_ray_plugin.control import loop, takeover
+from fairseq_ray_plugin.control.state import End, Gathering, Log, Over, State
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Error, FromRank, Heard, Held, InMemory, Raised, Start
+from fairseq_ray_plugin.report.journal import line
 
 SECONDS = st.sampled_from([0.0, 0.1, 0.3, 1.0, 3.5, 12.0])
 WHICH = st.integers(0, 7)
@@ -38,6 +39,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.held = {}
         """Worker -> the update that it has told the loop it holds, and still does."""
 
+        self.lines, self.signal = [], None
         self.world_size = 0
         self.is_wrong = self.was_full = False
         self.cleared = set()
@@ -50,8 +52,13 @@ class AnyOrder(RuleBasedStateMachine):
         observation = self.cluster.observation(workers or {}, signal)
         self.remember(observation.events)
         self.state, actions = loop.step(self.state, observation, self.config, self.max_ranks)
+        self.perform(actions)
+
+    def perform(self, actions):
         for action in actions:
             match action:
+                case Log(event):
+                    self.lines.append(line(event))
                 case Start():
                     self.check_start(action)
                     self.world_size = len(action.ranks)
@@ -224,7 +231,16 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(number=st.sampled_from([2, 15]), is_meant=st.sampled_from([False] * 9 + [True]))
     def the_driver_is_told_to_end(self, number, is_meant):
         if is_meant:
+            self.signal = number
             self.see(signal=number)
+
+    @precondition(lambda self: not isinstance(self.state.phase, Over))
+    @rule()
+    def the_loop_is_killed_and_another_takes_over(self):
+        self.state, actions = takeover.take_over(self.cluster.found(), self.lines, self.cluster.now)
+        self.perform(actions)
+        if self.signal is not None:  # whoever follows the run tells it again
+            self.see(signal=self.signal)
 
     # what must hold
 

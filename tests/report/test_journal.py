@@ -14,9 +14,18 @@ def test_an_event_is_a_line_with_all_fields(tmp_path):
     journal = Journal(str(tmp_path / "new" / "folder"))
     journal.write(event(EventKind.STOPPED, cause="LOST", details={"path": "x"}))
     (written,) = read(journal.path)
-    expected = {"time", "kind", "generation", "world_size", "update", "cause", "path"}
+    expected = {"time", "kind", "generation", "world_size", "update", "cause", "path", "run"}
     assert expected == set(written)
     assert ("stopped", "LOST", "x") == (written["kind"], written["cause"], written["path"])
+
+
+def test_of_several_runs_in_one_folder_each_knows_its_own_lines(tmp_path):
+    first, second = Journal(str(tmp_path), "first"), Journal(str(tmp_path), "second")
+    for journal, kind in ((first, EventKind.STARTED), (second, EventKind.WAITING)):
+        journal.write(event(kind))
+    (tmp_path / "elastic.jsonl").open("a").write('{"kind": "advanced"}\n')  # of an older version
+    assert ["started"] == [written["kind"] for written in first.of_run()]
+    assert ["waiting"] == [written["kind"] for written in second.of_run()]
 
 
 def test_half_a_line_left_by_a_killed_driver_does_no_harm(tmp_path):

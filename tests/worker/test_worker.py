@@ -21,6 +21,7 @@ from fairseq_ray_plugin.protocol import (
     Missing,
     Publish,
     Running,
+    Snapshot,
     Stacks,
     Unfit,
     Unsaved,
@@ -76,6 +77,32 @@ def test_who_waits_for_a_message_has_it_at_once():
         assert ["one"] == await waiting
 
     asyncio.run(conversation())
+
+
+def test_another_loop_is_told_what_the_first_was_and_hears_on(driver, ranks):
+    assert (True, 0, 0) == _adopted(driver, "is_ready", "generation", "newest")
+    rank = start(driver, ranks)
+    assert (1, 0, 1, False) == _adopted(driver, "generation", "rank", "world_size", "is_at_rest")
+    (folder, *_) = driver.worker.memory.folders
+    paths = [f"{folder}/update_{update}.pt" for update in (3, 4)]
+    for path, update in zip(paths, (3, 4), strict=True):
+        rank.say(Snapshot(update, path))
+        driver.hear()
+    Path(paths[1]).touch()
+    copy = Copy(4, InMemory("node", paths[1]))
+    assert ((copy,),) == _adopted(driver, "snapshots"), "the other is gone"
+    rank.say(Advanced(5, 1.0))
+    driver.hear()
+    hold(driver, rank, generation=2, update=6)
+    assert (True, 6, 2) == _adopted(driver, "is_at_rest", "update", "newest")
+    (num_heard,) = _adopted(driver, "num_heard")
+    assert num_heard == driver.num_heard - 1, "of the last it is not known"
+    assert [FromRank(1, Held(6, 2))] == driver.ask(driver.worker.next_messages(num_heard, 0))
+
+
+def _adopted(driver, *names):
+    found = driver.ask(driver.worker.adopt())
+    return tuple(getattr(found, name) for name in names)
 
 
 def test_what_a_rank_says_is_not_opened(driver, ranks):

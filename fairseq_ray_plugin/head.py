@@ -1,0 +1,84 @@
+"""What Ray's head knows: which nodes there are, and a run's workers by their names.
+
+Workers are detached actors: they outlive the loop that placed them, and the next one finds them.
+The head may be slow, or gone: whoever asks waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import ray
+from ray._private import state as ray_state
+from ray.exceptions import GetTimeoutError, RayError
+from ray.experimental import internal_kv
+
+from fairseq_ray_plugin.assignment import Found
+from fairseq_ray_plugin.surveyor import Survey
+
+NAMESPACE = "fairseq_ray_plugin"
+"""Ray's, for all actors of all runs."""
+
+ADOPT_LIMIT_S = 10.0
+"""A worker that does not tell a new loop what it is by then is done without."""
+
+
+def name_for(run_id: str, worker: str) -> str:
+    """By which Ray knows a worker of a run."""
+    return f"{run_id}/{worker}"
+
+
+def find_workers(run_id: str) -> dict[str, tuple[Any, Found]]:
+    """The workers of a run: their actors, and what each says of itself.
+
+    Those that do not answer in time are ended.
+    """
+    actors = _actors(run_id)
+    calls = {worker: actor.adopt.remote() for worker, actor in actors.items()}
+    if calls:
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=ADOPT_LIMIT_S)
+    found = {}
+    for worker, call in calls.items():
+        try:
+            found[worker] = (actors[worker], ray.get(call, timeout=0.1))
+        except (RayError, GetTimeoutError):
+            ray.kill(actors[worker])
+    return found
+
+
+def end_workers(run_id: str) -> None:
+    """All workers of a run are ended."""
+    for actor in _actors(run_id).values():
+        ray.kill(actor)
+
+
+def _actors(run_id: str) -> dict[str, Any]:
+    actors = {}
+    for name in ray.util.list_named_actors():
+        run, _, worker = name.partition("/")
+        if run == run_id:
+            with contextlib.suppress(ValueError):  # it has just gone
+                actors[worker] = ray.get_actor(name)
+    return actors
+
+
+def nodes_outlast_head() -> float:
+    """For how many seconds nodes wait for a head that comes back; 0: it has no storage."""
+    # the head says so for Ray's usage statistics, whether those are sent or not
+    storage = internal_kv._internal_kv_get(b"extra_usage_tag_gcs_storage", namespace=b"usage_stats")
+    if storage in (None, b"memory"):
+        return 0.0
+    # as the nodes have it, if all have the same
+    return float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60))
+
+
+def survey() -> Survey:
+    """What there is now."""
+    # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
+    # draining one for ever
+    free = ray_state.available_resources_per_node()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
+    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
