@@ -176,7 +176,7 @@ class Residence:
         is_first = not ray.get_runtime_context().was_current_actor_reconstructed
         held = None
         try:
-            held = claim.take(claim.place_of(plan.save_dir), plan.save_dir, _claimant(plan))
+            held = claim.take(claim.place_of(plan.save_dir), plan.save_dir, run=_claimant(plan))
         except OSError as error:
             if is_first:
                 raise claim.InUse(f"--save-dir {plan.save_dir} cannot be used: {error}") from error

@@ -147,9 +147,9 @@ class InUse(Exception):
 def take(
     place: Place,
     save_dir: str,
-    run: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
+    run: str = "",
 ) -> Claim:
     """The claim of this process on a save dir.
 

@@ -203,16 +203,13 @@ def test_half_a_claim_is_waited_for_and_stands_in_the_way_of_none(content, place
 
 
 def test_a_run_that_outlives_its_process_goes_on_holding_what_it_held(place, other):
-    first = room.take(place, "checkpoints", run="a run")
-    again = room.take(place, "checkpoints", run="a run")
-    try:
-        assert first.number == again.number
-        room.refuse_if_in_use(place, "checkpoints")  # it may be followed
-        with pytest.raises(room.InUse):
-            room.take(place, "checkpoints", run="another")
-    finally:
-        again.release()
-        first.release()
+    put(place, number=7, pid=other.pid, started=started(other.pid), run="a run")
+    room.refuse_if_in_use(place, "checkpoints")  # it may be followed
+    with pytest.raises(InUse):
+        take(place, "checkpoints", run="another")
+    again = take(place, "checkpoints", run="a run")
+    again.release()
+    assert 7 == again.number and ["7.json"] == place.names()
 
 
 def test_of_newcomers_who_found_the_same_dead_run_the_slow_one_finds_the_fast_one(place, other):
