@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 from fairseq_ray_plugin.protocol import Copy
 
@@ -45,6 +46,11 @@ class Job:
     environment: dict[str, str]
     claim: int = 0
     """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
+
+    @property
+    def name(self) -> str:
+        """The run's, for everybody: from it nobody can tell the id."""
+        return hashlib.sha256(self.run_id.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

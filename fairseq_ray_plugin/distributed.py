@@ -57,6 +57,9 @@ END_LIMIT_S = 10.0
 UNASKED_LIMIT_S = 120.0
 """A worker that nobody has asked anything for so long ends: its loop is gone for good."""
 
+HEAD_SILENT_S = 5.0
+"""The end of a run does not wait for a head that has not answered for so long."""
+
 NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
 """What Ray says of an actor that went with its node."""
 
@@ -114,7 +117,7 @@ class RayCluster:
         unasked_limit_s: float = UNASKED_LIMIT_S,
     ) -> None:
         self.unasked_limit_s = unasked_limit_s
-        self.job, self.run_id = ray.put(job), job.run_id
+        self.job, self.run = ray.put(job), job.name
         self.need = {"CPU": float(config.cpus_per_worker)}
         if not config.cpu:
             self.need["GPU"] = 1.0
@@ -279,7 +282,7 @@ class RayCluster:
             ray.remote(RayDistributedActor)
             .options(
                 # it outlives this loop, and another finds it
-                name=head.name_for(self.run_id, worker),
+                name=head.name_for(self.run, worker),
                 lifetime="detached",
                 num_cpus=self.config.cpus_per_worker,
                 num_gpus=0 if self.config.cpu else 1,
@@ -314,7 +317,7 @@ class RayCluster:
 
     def adopt(self) -> dict[str, Found]:
         """The workers that another loop of this run has left: what each says of itself."""
-        left = head.find_workers(self.run_id)
+        left = head.find_workers(self.run)
         for worker, (actor, there) in left.items():
             self.actors[worker] = actor
             self._begin(worker, there.node, there.num_heard, there.is_ready)
@@ -380,6 +383,8 @@ class RayCluster:
 
     def close(self, limit_s: float = 3.0) -> None:
         """All workers end, and what they left in memory goes; the unanswering are killed."""
+        if self.head_silent_s > HEAD_SILENT_S:  # it will not answer now, either
+            limit_s = 0.5
         calls = [actor.stop.remote() for actor in self.actors.values()]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=limit_s)
@@ -393,7 +398,7 @@ class RayCluster:
     def _end_all(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
-        head.end_workers(self.run_id)  # those that were never heard of, too
+        head.end_workers(self.run)  # those that were never heard of, too
 
 
 def _reason(text: str) -> str:

@@ -25,17 +25,17 @@ ADOPT_LIMIT_S = 10.0
 """A worker that does not tell a new loop what it is by then is done without."""
 
 
-def name_for(run_id: str, worker: str) -> str:
+def name_for(run: str, worker: str) -> str:
     """By which Ray knows a worker of a run."""
-    return f"{run_id}/{worker}"
+    return f"{run}/{worker}"
 
 
-def find_workers(run_id: str) -> dict[str, tuple[Any, Found]]:
+def find_workers(run: str) -> dict[str, tuple[Any, Found]]:
     """The workers of a run: their actors, and what each says of itself.
 
     Those that do not answer in time are ended.
     """
-    actors = _actors(run_id)
+    actors = _actors(run)
     calls = {worker: actor.adopt.remote() for worker, actor in actors.items()}
     if calls:
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=ADOPT_LIMIT_S)
@@ -48,17 +48,17 @@ def find_workers(run_id: str) -> dict[str, tuple[Any, Found]]:
     return found
 
 
-def end_workers(run_id: str) -> None:
+def end_workers(run: str) -> None:
     """All workers of a run are ended."""
-    for actor in _actors(run_id).values():
+    for actor in _actors(run).values():
         ray.kill(actor)
 
 
-def _actors(run_id: str) -> dict[str, Any]:
+def _actors(run: str) -> dict[str, Any]:
     actors = {}
     for name in ray.util.list_named_actors():
-        run, _, worker = name.partition("/")
-        if run == run_id:
+        its_run, _, worker = name.partition("/")
+        if its_run == run:
             with contextlib.suppress(ValueError):  # it has just gone
                 actors[worker] = ray.get_actor(name)
     return actors

@@ -260,7 +260,7 @@ def _train_here(job: Job, config: ElasticConfig, max_ranks: int | None, save_dir
     except (OSError, claim.InUse) as error:
         _exit(error)
     try:
-        record = journal.Journal(save_dir, job.run_id)
+        record = journal.Journal(save_dir, job.name)
         job = dataclasses.replace(job, claim=held.number)
         cluster = distributed.RayCluster(job, config, max_ranks, math.inf)
         return driver.drive(cluster, config, max_ranks, record, held)

@@ -68,7 +68,7 @@ def keep(plan: Plan) -> str:
 
     Ray would keep a large argument of the actor's in the memory of the command, which may be gone.
     """
-    key = f"plan-{plan.job.run_id}"
+    key = f"plan-{plan.job.name}"
     internal_kv._internal_kv_put(key.encode(), pickle.dumps(plan), namespace=_KEYS)
     return key
 
@@ -176,7 +176,7 @@ class Residence:
         is_first = not ray.get_runtime_context().was_current_actor_reconstructed
         held = None
         try:
-            held = claim.take(claim.place_of(plan.save_dir), plan.save_dir, run=_claimant(plan))
+            held = claim.take(claim.place_of(plan.save_dir), plan.save_dir, run=plan.job.name)
         except OSError as error:
             if is_first:
                 raise claim.InUse(f"--save-dir {plan.save_dir} cannot be used: {error}") from error
@@ -199,18 +199,13 @@ class Residence:
         return driver.drive(cluster, plan.config, plan.max_ranks, record, held, self.asked)
 
 
-def _claimant(plan: Plan) -> str:
-    """What identifies a run on its save dir; its id is a secret."""
-    return hashlib.sha256(plan.job.run_id.encode()).hexdigest()[:16]
-
-
 def _journal(plan: Plan) -> Journal:
     try:
-        return Journal(plan.save_dir, plan.job.run_id)
+        return Journal(plan.save_dir, plan.job.name)
     except OSError as error:  # it was there for the command, on another node
         folder = tempfile.mkdtemp(prefix="fairseq_ray_journal_")
         logger.warning("%s: the journal goes to %s on this node", error, folder)
-        return Journal(folder, plan.job.run_id)
+        return Journal(folder, plan.job.name)
 
 
 class Asked:
