@@ -18,7 +18,6 @@ from omegaconf import open_dict
 from fairseq_ray_plugin.checkpoints import claim, files, manifests
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training import (
     agreement,
     deposit,
@@ -31,6 +30,7 @@ from fairseq_ray_plugin.training import (
 )
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
+from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.train_iterator import order_of
 from fairseq_ray_plugin.training.train_loop import early_stop
 

@@ -60,9 +60,6 @@ UNASKED_LIMIT_S = 120.0
 HEAD_SILENT_S = 5.0
 """The end of a run does not wait for a head that has not answered for so long."""
 
-NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
-"""What Ray says of an actor that went with its node."""
-
 
 class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it.
@@ -217,8 +214,8 @@ class RayCluster:
                     return []
                 self._drop(worker)
                 text = str(error)
-                with_node = any(sign in text for sign in NODE_DIED)
-                return [Gone(worker, f"worker lost: {_reason(text)}", with_node)]
+                with_node = any(sign in text for sign in head.NODE_DIED)
+                return [Gone(worker, f"worker lost: {head.reason_of(text)}", with_node)]
             case "next_messages":
                 messages = answer.result()
                 self.messages_heard[worker] += len(messages)
@@ -230,7 +227,7 @@ class RayCluster:
                 self._ask_again(worker, asked)
                 return []
             case protocol.Start() | protocol.Hold() | protocol.Save() | protocol.Publish():
-                return [Unreached(worker, asked, _reason(str(error)))] if error else []
+                return [Unreached(worker, asked, head.reason_of(str(error)))] if error else []
         return []
 
     def _hear(self, worker: str, message: protocol.WorkerMessage) -> protocol.Event:
@@ -300,7 +297,7 @@ class RayCluster:
             ray.kill(answer.result())  # it was not wanted any more
         elif worker in self.nodes:
             self._drop(worker)
-            return [Gone(worker, f"it could not be placed: {_reason(str(error))}")]
+            return [Gone(worker, f"it could not be placed: {head.reason_of(str(error))}")]
         return []
 
     def _begin(self, worker: str, node: str, num_heard: int, is_ready: bool) -> None:
@@ -399,9 +396,3 @@ class RayCluster:
         for actor in self.actors.values():
             ray.kill(actor)
         head.end_workers(self.run)  # those that were never heard of, too
-
-
-def _reason(text: str) -> str:
-    """Of Ray's error on a dead actor the line that says why, after those that say which."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")]
-    return (lines[1:] or lines or ["no reason given"])[0].strip()

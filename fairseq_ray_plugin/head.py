@@ -24,6 +24,9 @@ NAMESPACE = "fairseq_ray_plugin"
 ADOPT_LIMIT_S = 10.0
 """A worker that does not tell a new loop what it is by then is done without."""
 
+NODE_DIED = ("its node has died", "node was terminated", "node was preempted")
+"""What Ray says of an actor that went with its node."""
+
 
 def name_for(run: str, worker: str) -> str:
     """By which Ray knows a worker of a run."""
@@ -82,3 +85,9 @@ def survey() -> Survey:
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
     return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
+
+
+def reason_of(text: str) -> str:
+    """Of Ray's error on a dead actor the line that says why, after those that say which."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")]
+    return (lines[1:] or lines or ["no reason given"])[0].strip()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fairseq_ray_plugin.protocol import Refused
+from fairseq_ray_plugin.training.refusal import Refused
 
 _ADVICE = (
     "a model that is trained in parts, or has parameters that a loss leaves out, needs "

@@ -9,9 +9,9 @@ from fairseq.data import iterators
 from fairseq.trainer import Trainer
 
 from fairseq_ray_plugin.compat.modules import patch
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training import noise, train_iterator
 from fairseq_ray_plugin.training.batching import Layout
+from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.train_iterator import LOADED_IN, ElasticEpochBatchIterator
 
 

@@ -18,8 +18,8 @@ from fairseq_ray_plugin.checkpoints.contents import Summary
 from fairseq_ray_plugin.checkpoints.sums import Damaged
 from fairseq_ray_plugin.compat.encoder_copies import ORIGINALS
 from fairseq_ray_plugin.options import last_checkpoint
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training.boundary import StateKeeper
+from fairseq_ray_plugin.training.refusal import Refused
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from fairseq.data import data_utils, iterators
 
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training import batching, noise
 from fairseq_ray_plugin.training.batching import Layout
+from fairseq_ray_plugin.training.refusal import Refused
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,6 @@ from fairseq_ray_plugin.protocol import (
     Hold,
     Raised,
     Refusal,
-    Refused,
     Saved,
     Unsaved,
 )
@@ -43,6 +42,7 @@ from fairseq_ray_plugin.training import gradients
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
+from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.worker import snapshots
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress

@@ -8,9 +8,9 @@ import torch
 from fairseq.dataclass.configs import CheckpointConfig
 
 from fairseq_ray_plugin.checkpoints.contents import Summary
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training import source
 from fairseq_ray_plugin.training.boundary import StateKeeper
+from fairseq_ray_plugin.training.refusal import Refused
 
 
 def trainer(**checkpoint):

@@ -6,9 +6,9 @@ from fairseq.data import iterators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_ray_plugin.protocol import Refused
 from fairseq_ray_plugin.training import train_iterator
 from fairseq_ray_plugin.training.batching import Layout
+from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.train_iterator import ElasticEpochBatchIterator, add_position
 
 
