@@ -806,6 +806,21 @@ def milliseconds(cluster, nodes, *events, **observed):
     return took, actions
 
 
+REPLACING_MS = 1.3
+"""What 100 states take to be made on the machine that 20 ms are meant for."""
+
+
+def slowness():
+    """How much slower a core is now: another one's work in the same cache doubles its time."""
+    times = []
+    for _ in range(20):
+        begin = time.thread_time()
+        objects = [dataclasses.replace(State(), update=number) for number in range(100)]
+        times.append(1000 * (time.thread_time() - begin))
+        assert 100 == len(objects)
+    return max(1.0, statistics.median(times) / REPLACING_MS)
+
+
 @pytest.fixture
 def frozen_heap():
     """As the driver's: what is not the run's own is not looked through for garbage."""
@@ -833,7 +848,8 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
     stop, holds = milliseconds(cluster, nodes, raised[0])
     assert 9_999 == len(told(holds, Hold))
     raising = [milliseconds(cluster, nodes, *raised[i : i + 1000])[0] for i in range(1, 9001, 1000)]
-    assert statistics.median(quiet) < 5
-    assert statistics.median(settling) < 5
-    assert statistics.median(raising) < 20
-    assert stop < 20, "ten thousand orders"
+    slower = slowness()
+    assert statistics.median(quiet) < 5 * slower
+    assert statistics.median(settling) < 5 * slower
+    assert statistics.median(raising) < 20 * slower
+    assert stop < 20 * slower, "ten thousand orders"
