@@ -105,6 +105,7 @@ def _start(plan: residence.Plan) -> Any:
                 name=residence.name_for(plan.save_dir),
                 lifetime="detached",
                 num_cpus=0,
+                memory=1,  # Ray puts an actor that takes nothing anywhere, whatever is preferred
                 max_restarts=-1,
                 max_concurrency=MOST_FOLLOWERS,
                 # the save dir may be this node's alone

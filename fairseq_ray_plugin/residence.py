@@ -6,6 +6,7 @@ workers, which live on. The command, and whoever else follows the run, asks it w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -94,6 +95,8 @@ class Residence:
     def __init__(self, key: str) -> None:
         # as for a worker: sent to all processes of a step, it is the followers' to deal with
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
+        with contextlib.suppress(OSError):  # Ray runs workers at nice 15; the command was at 0
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         self.key = key
         self.plan: Plan = pickle.loads(internal_kv._internal_kv_get(key.encode(), namespace=_KEYS))
         self.sayings = Sayings()

@@ -94,9 +94,11 @@ def test_a_loop_that_is_killed_is_followed_by_another_and_nothing_is_redone(
 ):
     options = ("--max-update", "120")
     run = ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=0.1)
+    (raylet,) = two_nodes.cluster.head_node.all_processes["raylet"]
     for update in (10, 30, 50):
         run.until_update(update)
         (loop,) = residences(two_nodes.address)
+        assert raylet.process.pid == loop.ppid(), "it stays where the command is, and the save dir"
         loop.kill()
         run.until_event("taken over", count=update // 20 + 1)
     run.finish()
