@@ -44,6 +44,9 @@ class Job:
     claim: int = 0
     """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
 
+    store: str = ""
+    """The save dir, where it is in an object store."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preload:
@@ -89,6 +92,10 @@ class Assignment(Role):
     """Where this node keeps snapshots, the best first."""
 
     snapshot_updates: int | None
+    passage: str = ""
+    """A folder of this worker's own on its disk, for what comes from an object store or goes to
+    one; it need not be there."""
+
     claim: int = 0
     interface: str | None = None
     """The network interface that gloo uses; None: as the environment says."""
@@ -115,6 +122,11 @@ class WriteCheckpoint:
     """None: the names that fairseq gives it, which it was put by for."""
 
     claim: int = 0
+    store: str = ""
+    """The save dir, where it is in an object store."""
+
+    passage: str = ""
+    """The folder through which the checkpoint goes there."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.checkpoints.journal_copy import JournalCopy
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
@@ -30,7 +31,11 @@ from fairseq_ray_plugin.worker import user_code
 
 logger = logging.getLogger(__name__)
 
-FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_")
+FORWARDED = (
+    *("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_"),
+    # where a store is, and how it is spoken to; who may is each node's own
+    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
+)
 """Environment variables with these beginnings go from the driver to every worker."""
 
 
@@ -48,18 +53,20 @@ def cli_main() -> None:
 
 
 def _refuse_early() -> None:
-    """A save dir in use is refused before the seconds that fairseq takes to be imported."""
+    """A save dir in use, or a store that is not there, is refused before fairseq is imported."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--save-dir", default="checkpoints")  # fairseq's default
     args, rest = parser.parse_known_args()
     if {"-h", "--help"} & set(rest):
         return
     try:
-        claim.refuse_if_in_use(claim.place_of(args.save_dir), args.save_dir)
-    except claim.InUse as error:
+        claim.refuse_if_in_use(claim.place_of(args.save_dir), stores.shown(args.save_dir))
+    except (claim.InUse, stores.StoreError) as error:
         _exit(error)
-    except OSError:
-        pass  # said when the claim is made
+    except OSError as error:
+        if stores.is_url(args.save_dir):
+            _exit(error)
+        # of a disk it is said when the claim is made
 
 
 def hydra_cli_main() -> None:
@@ -177,8 +184,8 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
         save_dir = cfg.checkpoint.save_dir
-        held = claim.take(claim.place_of(save_dir), save_dir)
-    except (ValueError, OSError, claim.InUse) as error:
+        held = claim.take(claim.place_of(save_dir), stores.shown(save_dir))
+    except (ValueError, OSError, claim.InUse, stores.StoreError) as error:
         _exit(error)
     try:
         return _train(cfg, config, groups, held)
@@ -189,10 +196,29 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
 def _train(
     cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, held: claim.Claim
 ) -> int:
+    copy = None
     try:
-        record = journal.Journal(cfg.checkpoint.save_dir)
-    except OSError as error:
+        folder = cfg.checkpoint.save_dir
+        if stores.is_url(folder):
+            copy = JournalCopy(stores.open_store(folder))
+            folder = copy.folder
+        record = journal.Journal(folder)
+    except (OSError, stores.StoreError) as error:
         _exit(error)
+    try:
+        return _train_on_ray(cfg, config, groups, held, record)
+    finally:
+        if copy is not None:
+            copy.close()
+
+
+def _train_on_ray(
+    cfg: Any,
+    config: ElasticConfig,
+    groups: tuple[int, ...] | None,
+    held: claim.Claim,
+    record: journal.Journal,
+) -> int:
     # every rank's line counts, and looks as fairseq wrote it; ray reads this when imported
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
@@ -296,10 +322,18 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, claim_
         user_dir=user_dir,
         user_dir_zip=packed,
         user_dir_not_sent=not_sent,
-        last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
+        last_checkpoint=_path_of_last(cfg.checkpoint),
+        store=cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else "",
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
         claim=claim_number,
     )
+
+
+def _path_of_last(checkpoint: Any) -> str:
+    path = last_checkpoint(checkpoint)
+    if stores.is_url(checkpoint.save_dir):
+        return f"{stores.shown(checkpoint.save_dir)}/{os.path.basename(path)}"
+    return os.path.abspath(path)
 
 
 def _pack(user_dir: str, cfg: Any) -> tuple[bytes | None, str]:

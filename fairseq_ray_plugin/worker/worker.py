@@ -33,6 +33,7 @@ from fairseq_ray_plugin.assignment import (
 )
 from fairseq_ray_plugin.checkpoints.memory import RAW, MemoryFolder
 from fairseq_ray_plugin.protocol import (
+    Copy,
     Drop,
     Ended,
     FromRank,
@@ -46,6 +47,7 @@ from fairseq_ray_plugin.protocol import (
     Ready,
     Running,
     Save,
+    Saved,
     Stacks,
     Unfit,
     Unsaved,
@@ -86,6 +88,9 @@ class Worker:
             self._pass_on,
         )
         self.memory = MemoryFolder(job.run_id, self.get_node_id())
+        self.held_for_store = ""
+        """Name of the state that is held, while it is written to memory to go to the store."""
+
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -117,6 +122,7 @@ class Worker:
             self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
             return
         self.memory.remove_partials()
+        self.memory.remove_folders()
         try:
             self.user_dir = self._unpack_user_dir()
         except (OSError, ValueError) as error:
@@ -163,8 +169,12 @@ class Worker:
             return job.user_dir
         if job.user_dir_zip is None:
             raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
-        folder = os.path.join(self.memory.folders[-1], f"user_dir_{os.getpid()}")  # on disk
-        return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
+        name, folder = os.path.basename(job.user_dir), self._own_folder("user_dir")
+        return user_code.unpack_folder(job.user_dir_zip, name, folder)
+
+    def _own_folder(self, what: str) -> str:
+        """Path of a folder on disk that no other worker has."""
+        return os.path.join(self.memory.folders[-1], f"{what}_{os.getpid()}")
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
         """What there is to say; waits no longer than that for something.
@@ -222,6 +232,7 @@ class Worker:
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
+            passage=self._own_folder("restored"),
             claim=job.claim,
             interface=meeting.interface(
                 master[0], self.get_node_ip(), {**os.environ, **job.environment}
@@ -242,7 +253,11 @@ class Worker:
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
         assert self.server is not None
         link, end = Pipe()
-        self.server.send(dataclasses.replace(order, claim=self.job.claim))
+        job = self.job
+        order = dataclasses.replace(order, claim=job.claim, store=job.store)
+        if job.store:
+            order = dataclasses.replace(order, passage=self._own_folder("passage"))
+        self.server.send(order)
         send_handle(self.server, end.fileno(), None)
         end.close()
         return link
@@ -257,7 +272,7 @@ class Worker:
             case Publish(snapshot):
                 assert isinstance(snapshot.place, InMemory)
                 if self.memory.has(snapshot.place.path):
-                    self.writing.publish(self.generation, snapshot, self.job.last_checkpoint)
+                    self._publish(snapshot)
                 else:
                     self._say(Unsaved(f"the snapshot {snapshot.place.path} is gone"))
             case Drop(paths):
@@ -291,12 +306,20 @@ class Worker:
             await self.writing.idle(WRITING_S)
         if self.link is None:
             self._say(Unsaved("the training process that held it is no more"))
+        elif as_checkpoint and self.job.store:
+            # which takes it from there: the rank may have to go
+            self.held_for_store = f"held_{self.generation}_{self.pid}_last{RAW}"
+            self._pass_on(Write(self.memory.folders, self.held_for_store))
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
             self._pass_on(Write((folder,), name, as_checkpoint=True))
         else:
             name = f"held_{self.generation}_{self.pid}{RAW}"
             self._pass_on(Write(self.memory.folders, name))
+
+    def _publish(self, snapshot: Copy, and_remove: bool = False) -> None:
+        target = self.job.last_checkpoint
+        self.writing.publish(self.generation, snapshot, target, and_remove)
 
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
@@ -314,8 +337,9 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 await asyncio.to_thread(self.process.wait)
-        for folder in self.memory.folders:
-            shutil.rmtree(os.path.join(folder, f"user_dir_{os.getpid()}"), True)
+        for what in ("user_dir", "restored", "passage"):
+            if self.memory.folders:
+                shutil.rmtree(self._own_folder(what), True)
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:
@@ -343,6 +367,9 @@ class Worker:
                         self.answered = True
                     case Due():
                         self.writing.add(message)
+                    case Saved(update, path) if os.path.basename(path) == self.held_for_store:
+                        copy = Copy(update, InMemory(self.get_node_id(), path))
+                        self._publish(copy, and_remove=True)
                     case _:
                         self._say(message)
         except (EOFError, OSError):
