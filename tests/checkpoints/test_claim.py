@@ -39,9 +39,14 @@ class InStore:
         self.objects.pop(name, None)
 
 
-@pytest.fixture(params=["folder", "store"])
+@pytest.fixture(params=["folder", "store", "url"])
 def place(request, tmp_path):
-    return InFolder(str(tmp_path)) if request.param == "folder" else InStore()
+    match request.param:
+        case "folder":
+            return InFolder(str(tmp_path))
+        case "store":
+            return InStore()
+    return room.place_of(f"file://{tmp_path}")
 
 
 class Time:
