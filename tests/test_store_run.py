@@ -1,13 +1,15 @@
 """A run whose save dir is in an object store: as with a folder, and no folder is needed."""
 
+import glob
 import json
+import os
 from pathlib import Path
 
 import data
 import object_stores
 import pytest
 from faulty_proxy import FaultyProxy
-from runs import ray_train
+from runs import kill, ray_train
 
 from fairseq_ray_plugin.checkpoints import claim
 
@@ -74,6 +76,45 @@ def test_a_run_into_a_store_is_as_one_into_a_folder_whatever_happens(
     assert object_stores.KEYS["AWS_SECRET_ACCESS_KEY"] not in run.output + again.output
     table = data.run_tool("checkpoints", URL)
     assert len(names(there)) == table.count(" whole\n")
+
+
+def test_what_is_lost_in_memory_comes_from_the_store_and_so_does_a_named_file(
+    tmp_path, english, nodes
+):
+    nodes.add()
+    address, there = nodes.address, tmp_path / "store"
+    url = f"file://{there}"
+    limits = ("--ray-max-workers", "1", "--disable-validation", "--ray-snapshot-updates", "0")
+    options = (*OPTIONS, *limits, "--max-update", "45")
+    plain = ray_train(tmp_path / "plain", english, options, address=address).finish()
+
+    run = ray_train(
+        tmp_path / "run", english, options, "--save-dir", url, address=address, pause_s=0.2
+    )
+    run.save_dir = there
+    run.until(lambda: run.events("checkpoint")[-1:] and run.events("checkpoint")[-1]["update"] > 10)
+    run.until_update(run.events("checkpoint")[-1]["update"] + 3)
+    last = there / "checkpoint_last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    (rank,) = run.ranks()
+    for snapshot in glob.glob(f"/dev/shm/fairseq_ray_*{rank['node']}/*.raw"):
+        os.remove(snapshot)
+    kill(rank["pid"])
+    run.finish()
+    assert f"{url}/checkpoint_last.pt cannot be gone on from" in run.output
+    assert f"going on from {url}/checkpoint_1_" in run.output
+    assert 1 <= run.redone() and plain.curve() == run.curve()
+
+    # into a folder, from a file in the store, with the count of updates
+    named = ray_train(
+        *(tmp_path / "named", english, options, "--max-update", "48"),
+        *("--restore-file", f"{url}/checkpoint_last.pt"),
+        address=address,
+    ).finish()
+    assert [46, 47, 48] == [*named.curve()]
+    assert (tmp_path / "named" / "save" / "checkpoint_last.pt").exists()
 
 
 def claim_of(folder):

@@ -112,12 +112,9 @@ def forget_fetched(keeper: StateKeeper) -> None:
 
 def _from_store(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> str:
     """A checkpoint of this run, fetched and verified, or another one in its place."""
-    folder, _, name = restore.rpartition("/")
     try:
         with _as_refusals(restore, but=Damaged):
-            # by the name that may be shown; how it is reached is another
-            is_ours = folder == stores.shown(keeper.store)
-            return Stored(keeper.store if is_ours else folder, keeper.passage).fetch(name)
+            return Stored(keeper.store, keeper.passage).fetch(os.path.basename(restore))
     except (Damaged, OSError) as error:
         logger.warning("checkpoint %s cannot be gone on from: %s", restore, error)
     return _another(restore, cfg, trainer, keeper)

@@ -1,7 +1,6 @@
 """The checkpoints in a store are looked at as those in a folder, and few are fetched."""
 
 import os
-import shutil
 
 import pytest
 from states import state, write_ours, write_stock
@@ -121,4 +120,4 @@ def test_a_url_may_be_shown_without_what_is_secret_in_it():
 def test_the_same_damage_is_meant_by_both_words():
     from fairseq_ray_plugin.checkpoints import sums
 
-    assert issubclass(stores.Damaged, sums.Damaged) and shutil
+    assert issubclass(stores.Damaged, sums.Damaged)
