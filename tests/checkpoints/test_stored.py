@@ -48,8 +48,8 @@ def test_the_newest_is_fetched_and_no_other(tmp_path, place, put):
     put(LAST, 20)
     assert "checkpoint_1_30.pt" == newest(place)
     assert ["checkpoint_1_30.pt"] == os.listdir(tmp_path / "fetched")
-    place.clear()
-    assert [] == os.listdir(tmp_path / "fetched")
+    place.fetch(LAST)
+    assert [LAST] == os.listdir(tmp_path / "fetched"), "one at a time"
 
 
 def test_of_damaged_ones_there_is_a_warning_and_the_next_one_serves(tmp_path, place, put, caplog):
