@@ -1,11 +1,13 @@
 """The checkpoints in a store are looked at as those in a folder, and few are fetched."""
 
+import dataclasses
 import os
 
 import pytest
 from states import state, write_ours, write_stock
 
-from fairseq_ray_plugin.checkpoints import catalog, contents, published, stores, table
+from fairseq_ray_plugin.checkpoints import catalog, claim, contents, published, stores, table
+from fairseq_ray_plugin.checkpoints.claim_in_store import InStore
 from fairseq_ray_plugin.checkpoints.stored import Stored, facts_of
 
 LAST = "checkpoint_last.pt"
@@ -121,3 +123,19 @@ def test_the_same_damage_is_meant_by_both_words():
     from fairseq_ray_plugin.checkpoints import sums
 
     assert issubclass(stores.Damaged, sums.Damaged)
+
+
+def test_on_every_store_a_run_holds_its_prefix_and_a_second_one_is_refused(store):
+    place = InStore(store, claim.FOLDER)
+    mine = claim.take(place, "s3://bucket/run")
+    assert not place.create(f"{mine.number}.json", b"{}"), "there is one"
+    other = claim.this_process()
+    other = dataclasses.replace(other, pid=os.getppid(), started=claim._start_of(os.getppid()))
+    place.replace("1.json", claim._written(other))
+    with pytest.raises(claim.InUse, match="s3://bucket/run is in use by a run on"):
+        claim.refuse_if_in_use(place, "s3://bucket/run")
+    mine.release(10)
+    second = claim.take(place, "s3://bucket/run")
+    assert 2 == second.number
+    second.release(10)
+    assert ["2.json"] == place.names() and place.read("1.json") is None
