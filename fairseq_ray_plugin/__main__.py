@@ -10,6 +10,7 @@ import importlib
 import os
 import runpy
 import sys
+import tempfile
 
 from fairseq_ray_plugin import compat
 
@@ -96,17 +97,24 @@ def replay(arguments: list[str]) -> int:
 
 def checkpoints(arguments: list[str]) -> int:
     """All checkpoints in a save dir have been read and listed; 1: one of them is damaged."""
-    from fairseq_ray_plugin.checkpoints import catalog, table
+    from fairseq_ray_plugin.checkpoints import catalog, stored, stores, table
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m fairseq_ray_plugin checkpoints SAVE_DIR", file=sys.stderr)
         return 2
+    (save_dir,) = arguments
     try:
-        entries = catalog.entries(arguments[0], must_exist=True)
+        with tempfile.TemporaryDirectory(prefix="checkpoints_") as folder:
+            place: catalog.Place = catalog.Folder(save_dir, must_exist=True)
+            if stores.is_url(save_dir):
+                place = stored.Stored(save_dir, folder)
+            rows = table.rows(place)
     except OSError as error:
-        print(f"fairseq_ray_plugin: {arguments[0]}: {error.strerror}", file=sys.stderr)
+        print(f"fairseq_ray_plugin: {save_dir}: {error.strerror}", file=sys.stderr)
         return 2
-    rows = table.rows(entries)
+    except stores.StoreError as error:
+        print(f"fairseq_ray_plugin: {error}", file=sys.stderr)
+        return 2
     for line in table.lines(rows):
         print(line)
     return int(any(row.damage is not None for row in rows))

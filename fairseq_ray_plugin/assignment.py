@@ -47,6 +47,9 @@ class Job:
     claim: int = 0
     """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
 
+    store: str = ""
+    """The save dir, where it is in an object store."""
+
     @property
     def name(self) -> str:
         """The run's, for everybody: from it nobody can tell the id."""
@@ -97,6 +100,10 @@ class Assignment(Role):
     """Where this node keeps snapshots, the best first."""
 
     snapshot_updates: int | None
+    passage: str = ""
+    """A folder of this worker's own on its disk, for what comes from an object store or goes to
+    one; it need not be there."""
+
     claim: int = 0
     interface: str | None = None
     """The network interface that gloo uses; None: as the environment says."""
@@ -153,6 +160,11 @@ class WriteCheckpoint:
     """None: the names that fairseq gives it, which it was put by for."""
 
     claim: int = 0
+    store: str = ""
+    """The save dir, where it is in an object store."""
+
+    passage: str = ""
+    """The folder through which the checkpoint goes there."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,11 +81,13 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         original: Any, cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any
     ) -> Any:
         agreement.check(trainer, order_of(epoch_itr))
-        if keeper.rank == 0 and claim.is_overtaken(claim.place_of(cfg.save_dir), keeper.claim):
+        # training waits for no store: there who writes looks first
+        has_place = keeper.rank == 0 and not keeper.store
+        if has_place and claim.is_overtaken(claim.place_of(cfg.save_dir), keeper.claim):
             raise Refused(f"{cfg.save_dir} {claim.OVERTAKEN}", spoiled=True)
         written.clear()
         # a task that is told of what was written, by fairseq main, is told when it was
-        if keeper.rank == 0 and not hasattr(trainer.task, "post_save"):
+        if keeper.rank == 0 and (keeper.store or not hasattr(trainer.task, "post_save")):
             due[:] = [deposit.plan_of(cfg, trainer, epoch_itr, val_loss)]
         try:
             result = original(cfg, trainer, epoch_itr, val_loss)
@@ -126,6 +128,12 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         nonlocal chosen
         chosen = source.choose(cfg, trainer, keeper, restore)
+        named = source.fetch_named(cfg, trainer, keeper) if chosen is None else None
+        if named is not None:
+            cfg = copy.deepcopy(cfg)
+            with open_dict(cfg), open_dict(trainer.cfg):
+                cfg.restore_file = named
+                trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
         if chosen is not None:
             cfg = copy.deepcopy(cfg)
             with open_dict(cfg):
@@ -137,6 +145,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
                 cfg.reset_optimizer = cfg.reset_lr_scheduler = False
                 cfg.reset_meters = cfg.reset_dataloader = False
         extra_state, epoch_itr = original(cfg, trainer, **passthrough)
+        source.forget_fetched(keeper)
         if restore is not None:  # fairseq counts starts there, and would add this one
             trainer._optim_history.pop()
         start = {"version": 2, "epoch": epoch_itr.epoch, "iterations_in_epoch": 0}
@@ -187,7 +196,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         **kwargs: Any,
     ) -> Any:
         """Rank 0 says whether there is a file: the others may not see the folder it is in."""
-        if restore is not None:
+        if restore is not None or keeper.store:
             # neither with a --checkpoint-suffix nor read by every rank: one node alone has it
             with open_dict(trainer.cfg):
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False

@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import secrets
-import socket
 import sys
 import types
 from collections.abc import Callable
@@ -20,7 +19,9 @@ from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.connecting import connect
+from fairseq_ray_plugin.holding import Unusable, hold, whole_name
 from fairseq_ray_plugin.options import (
     ElasticConfig,
     add_ray_args,
@@ -32,7 +33,11 @@ from fairseq_ray_plugin.worker import user_code
 
 logger = logging.getLogger(__name__)
 
-FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_")
+FORWARDED = (
+    *("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_"),
+    # where a store is, and how it is spoken to; who may is each node's own
+    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
+)
 """Environment variables with these beginnings go from the driver to every worker."""
 
 
@@ -51,18 +56,20 @@ def cli_main() -> None:
 
 
 def _refuse_early() -> None:
-    """A save dir in use is refused before the seconds that fairseq takes to be imported."""
+    """A save dir in use, or a store that is not there, is refused before fairseq is imported."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--save-dir", default="checkpoints")  # fairseq's default
     args, rest = parser.parse_known_args()
     if {"-h", "--help"} & set(rest):
         return
     try:
-        claim.refuse_if_in_use(claim.place_of(args.save_dir), args.save_dir)
-    except claim.InUse as error:
+        claim.refuse_if_in_use(claim.place_of(args.save_dir), stores.shown(args.save_dir))
+    except (claim.InUse, stores.StoreError) as error:
         _exit(error)
-    except OSError:
-        pass  # said when the claim is made
+    except OSError as error:
+        if stores.is_url(args.save_dir):
+            _exit(error)
+        # of a disk it is said when the claim is made
 
 
 def hydra_cli_main() -> None:
@@ -212,8 +219,11 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         _refuse_lost_positions(cfg, config)
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
-        journal.Journal(cfg.checkpoint.save_dir)  # there is no use in training without a save dir
-    except (ValueError, OSError) as error:
+        save_dir = cfg.checkpoint.save_dir
+        claim.refuse_if_in_use(claim.place_of(save_dir), stores.shown(save_dir))
+        if not stores.is_url(save_dir):
+            journal.Journal(save_dir)  # there is no use in training without a save dir
+    except (ValueError, OSError, claim.InUse, stores.StoreError) as error:
         _exit(error)
     _print_ranks_lines_as_they_are()
     import ray
@@ -239,7 +249,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
             job=job,
             config=config,
             max_ranks=max_ranks,
-            save_dir=os.path.abspath(cfg.checkpoint.save_dir),
+            save_dir=whole_name(cfg.checkpoint.save_dir),
             options=_digest(cfg, config),
         )
         try:
@@ -256,16 +266,11 @@ def _train_here(job: Job, config: ElasticConfig, max_ranks: int | None, save_dir
     from fairseq_ray_plugin import distributed
 
     try:
-        held = claim.take(claim.place_of(save_dir), save_dir)
-    except (OSError, claim.InUse) as error:
+        with hold(job, save_dir) as held:
+            cluster = distributed.RayCluster(held.job, config, max_ranks, math.inf)
+            return driver.drive(cluster, config, max_ranks, held.journal, held.claim)
+    except Unusable as error:
         _exit(error)
-    try:
-        record = journal.Journal(save_dir, job.name)
-        job = dataclasses.replace(job, claim=held.number)
-        cluster = distributed.RayCluster(job, config, max_ranks, math.inf)
-        return driver.drive(cluster, config, max_ranks, record, held)
-    finally:
-        held.release()
 
 
 def _digest(cfg: Any, config: ElasticConfig) -> str:
@@ -274,63 +279,6 @@ def _digest(cfg: Any, config: ElasticConfig) -> str:
 
     options = repr((OmegaConf.to_container(cfg), dataclasses.replace(config, ray_address=None)))
     return hashlib.sha256(options.encode()).hexdigest()
-
-
-def connect(address: str | None, may_start: bool = True) -> str:
-    """Join a Ray cluster, or start a local one; returns which, for people.
-
-    Args:
-        may_start: where there is none.
-
-    Raises:
-        ConnectionError: `address` names a cluster that cannot be reached.
-    """
-    import ray
-
-    from fairseq_ray_plugin.head import NAMESPACE
-
-    # of a cluster, whoever follows a run is told its lines; a local Ray tells them itself
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
-    named, origin = address, "--ray-address"
-    if address in (None, "auto"):
-        named, origin = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
-    if named == "local" and may_start:
-        return _start_local(common)
-    if named != "auto":
-        _knock(str(named), origin)
-    try:
-        context = ray.init(address=named, log_to_driver=False, **common)
-    except ConnectionError as error:
-        if named != "auto":
-            raise ConnectionError(
-                f"{origin} {named}: {str(error).strip().splitlines()[0]}"
-            ) from error
-        if not may_start:
-            raise ConnectionError(
-                "no Ray cluster is found here: name it with --ray-address"
-            ) from error
-        return _start_local(common)
-    where = f"Ray cluster at {context.address_info['gcs_address']}"
-    return where + (" (RAY_ADDRESS)" if named != "auto" and origin == "RAY_ADDRESS" else "")
-
-
-def _knock(address: str, origin: str) -> None:
-    """Ray itself tries for minutes before it says that nobody is there."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ConnectionError(f'{origin} {address}: not "auto", "local" or HOST:PORT')
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
-
-
-def _start_local(common: dict[str, Any]) -> str:
-    import ray
-
-    os.environ.setdefault("RAY_worker_niceness", "0")  # this machine is ours
-    ray.init(address="local", include_dashboard=False, log_to_driver=True, **common)
-    return f"local Ray on this machine, {int(ray.cluster_resources().get('CPU', 0))} CPUs"
 
 
 def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
@@ -363,9 +311,17 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job
         user_dir=user_dir,
         user_dir_zip=packed,
         user_dir_not_sent=not_sent,
-        last_checkpoint=os.path.abspath(last_checkpoint(cfg.checkpoint)),
+        last_checkpoint=_path_of_last(cfg.checkpoint),
+        store=cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else "",
         environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
     )
+
+
+def _path_of_last(checkpoint: Any) -> str:
+    path = last_checkpoint(checkpoint)
+    if stores.is_url(checkpoint.save_dir):
+        return f"{stores.shown(checkpoint.save_dir)}/{os.path.basename(path)}"
+    return os.path.abspath(path)
 
 
 def _pack(user_dir: str, cfg: Any) -> tuple[bytes | None, str]:

@@ -15,7 +15,6 @@ import logging.handlers
 import os
 import pickle
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -25,9 +24,8 @@ from ray.experimental import internal_kv
 
 from fairseq_ray_plugin import distributed, driver, head
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.holding import Unusable, hold, whole_name
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.report.journal import Journal
 from fairseq_ray_plugin.report.sayings import Place, Sayings, Told
 
 logger = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ class Plan:
 
 def name_for(save_dir: str) -> str:
     """The name of the actor of the run that has this save dir."""
-    path = os.path.abspath(save_dir)
+    path = whole_name(save_dir)
     return "loop-" + hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
@@ -156,7 +154,7 @@ class Residence:
         exit_code = 1
         try:
             exit_code = self._train()
-        except claim.InUse as error:
+        except Unusable as error:
             exit_code = 2
             logger.error("%s", error)
         except KeyboardInterrupt:
@@ -177,38 +175,16 @@ class Residence:
         if os.path.isdir(plan.job.working_dir):
             os.chdir(plan.job.working_dir)
         is_first = not ray.get_runtime_context().was_current_actor_reconstructed
-        held = None
-        try:
-            held = claim.take(claim.place_of(plan.save_dir), plan.save_dir, run=plan.job.name)
-        except OSError as error:
-            if is_first:
-                raise claim.InUse(f"--save-dir {plan.save_dir} cannot be used: {error}") from error
-            logger.warning("%s is not seen by this node: %s", plan.save_dir, error)
-        try:
-            return self._train_with(plan, held, is_first)
-        finally:
-            if held is not None:
-                held.release()
-
-    def _train_with(self, plan: Plan, held: claim.Claim | None, is_first: bool) -> int:
-        job = dataclasses.replace(plan.job, claim=held.number if held is not None else 0)
-        cluster = distributed.RayCluster(job, plan.config, plan.max_ranks)
-        if is_first and not cluster.nodes_outlast_head_s:
-            logger.info(
-                "Ray's head is a single point of failure, for it keeps nothing on disk: should it "
-                "die, the state is saved, and the run ends"
+        with hold(plan.job, plan.save_dir, run=plan.job.name, is_needed=is_first) as held:
+            cluster = distributed.RayCluster(held.job, plan.config, plan.max_ranks)
+            if is_first and not cluster.nodes_outlast_head_s:
+                logger.info(
+                    "Ray's head is a single point of failure, for it keeps nothing on disk: should "
+                    "it die, the state is saved, and the run ends"
+                )
+            return driver.drive(
+                cluster, plan.config, plan.max_ranks, held.journal, held.claim, self.asked
             )
-        record = _journal(plan)
-        return driver.drive(cluster, plan.config, plan.max_ranks, record, held, self.asked)
-
-
-def _journal(plan: Plan) -> Journal:
-    try:
-        return Journal(plan.save_dir, plan.job.name)
-    except OSError as error:  # it was there for the command, on another node
-        folder = tempfile.mkdtemp(prefix="fairseq_ray_journal_")
-        logger.warning("%s: the journal goes to %s on this node", error, folder)
-        return Journal(folder, plan.job.name)
 
 
 class Asked:

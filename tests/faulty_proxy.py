@@ -37,6 +37,9 @@ class FaultyProxy:
         self._server = urlsplit(endpoint).hostname, urlsplit(endpoint).port
         self.faults, self.happened = list(faults), []
         self.sent, self._ends_after = 0, ends_after
+        self.is_away = False
+        """Set by a test: nobody is reached while it is."""
+
         self.stalled = threading.Event()
         self._over, self._lock = threading.Event(), threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,7 +57,8 @@ class FaultyProxy:
     def _take(self, direction, carried):
         """The next fault, where it is due."""
         with self._lock:
-            if self._ends_after is not None and self.sent >= self._ends_after:
+            is_over = self._ends_after is not None and self.sent >= self._ends_after
+            if is_over or self.is_away:
                 return "refuse" if direction == CONNECT else "cut"
             for fault in self.faults:
                 if fault.direction == direction and fault.after <= carried:

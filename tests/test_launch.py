@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
+from fairseq_ray_plugin import launch
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.protocol import Ready
@@ -69,6 +70,38 @@ def test_a_wrong_option_is_refused_before_anything_starts(arguments, named, tmp_
     assert named in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("save/*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("save_dir", "endpoint", "said"),
+    [
+        ("s3://bucket/run", "http://127.0.0.1:1", "127.0.0.1:1 cannot be reached"),
+        ("s3://", None, "s3:// names no bucket"),
+        ("nonsense://bucket/run", None, "fsspec knows no nonsense://"),
+    ],
+)
+def test_a_store_that_is_not_there_is_refused_before_anything_starts(
+    save_dir, endpoint, said, english, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    if endpoint is not None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    result = command("fairseq-ray-train", english, *data.MASKED_LM, "--save-dir", save_dir)
+    assert 2 == result.returncode
+    (line,) = result.stderr.splitlines()
+    assert said in line and "hidden" not in line
+    assert [] == [*tmp_path.iterdir()], "no folder s3:"
+
+
+def test_where_a_store_is_goes_to_the_nodes_and_who_may_does_not():
+    def is_sent(name):
+        return name.startswith(launch.FORWARDED)
+
+    assert all(map(is_sent, ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION")))
+    secret = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    assert not any(map(is_sent, secret))
 
 
 def where_no_cluster_is_seen():

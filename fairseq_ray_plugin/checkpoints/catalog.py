@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from fairseq_ray_plugin.checkpoints import archive, contents, manifests, sums
 from fairseq_ray_plugin.checkpoints.archive import Opaque
@@ -14,6 +15,9 @@ from fairseq_ray_plugin.checkpoints.contents import Facts, NoCheckpoint, Summary
 from fairseq_ray_plugin.checkpoints.sums import Damaged
 
 logger = logging.getLogger(__name__)
+
+SUFFIX = ".pt"
+"""How the names of checkpoints end."""
 
 
 class NoneWhole(Exception):
@@ -39,6 +43,50 @@ class Entry:
 Known = tuple[Entry, Facts]
 
 
+class Place(Protocol):
+    """Where checkpoints are: a folder, or an object store (`stored`)."""
+
+    name: str
+    """For people."""
+
+    def entries(self) -> Sequence[Entry]:
+        """What may be a checkpoint, by name."""
+
+    def facts(self, entry: Entry) -> Facts:
+        """Of which moment it is."""
+
+    def summary(self, entry: Entry) -> Summary:
+        """What is in it."""
+
+    def verify(self, entry: Entry) -> None:
+        """Its content is what was written; else raises Damaged."""
+
+    def local(self, entry: Entry) -> str:
+        """The path at which its content is on this machine."""
+
+
+class Folder:
+    """The checkpoints in a save dir on a disk."""
+
+    def __init__(self, save_dir: str, must_exist: bool = False) -> None:
+        self.name, self._must_exist = save_dir, must_exist
+
+    def entries(self) -> list[Entry]:
+        return entries(self.name, self._must_exist)
+
+    def facts(self, entry: Entry) -> Facts:
+        return facts(entry.path)
+
+    def summary(self, entry: Entry) -> Summary:
+        return contents.summary(entry.path)
+
+    def verify(self, entry: Entry) -> None:
+        verify(entry.path)
+
+    def local(self, entry: Entry) -> str:
+        return entry.path
+
+
 def entries(save_dir: str, must_exist: bool = False) -> list[Entry]:
     """What may be a checkpoint in the folder, by name.
 
@@ -46,7 +94,7 @@ def entries(save_dir: str, must_exist: bool = False) -> list[Entry]:
         OSError: the folder cannot be read; also where there is none, and it must exist.
     """
     try:
-        files = [file for file in os.scandir(save_dir or ".") if file.name.endswith(".pt")]
+        files = [file for file in os.scandir(save_dir or ".") if file.name.endswith(SUFFIX)]
     except FileNotFoundError:
         if must_exist:
             raise
@@ -90,9 +138,9 @@ def facts(path: str) -> Facts:
 
 
 def newest(
-    save_dir: str, belongs: Callable[[Summary], bool], last: str = "checkpoint_last.pt"
+    place: Place, belongs: Callable[[Summary], bool], last: str = "checkpoint_last.pt"
 ) -> str | None:
-    """The path of the newest whole checkpoint of a training, by updates; None: there is none.
+    """The local path of the newest whole checkpoint of a training, by updates; None: there is none.
 
     There is a warning for each one that is damaged. Which training it is says the last checkpoint:
     where that one was begun anew, what others have left in the folder is not gone on from.
@@ -104,18 +152,20 @@ def newest(
     Raises:
         NoneWhole: there are some, and no whole one.
         OSError: the folder cannot be read.
+        stores.StoreError: the store cannot be, or not now.
     """
 
     def is_ours(entry: Entry) -> bool:
-        return entry.name == last or belongs(contents.summary(entry.path))
+        return entry.name == last or belongs(place.summary(entry))
 
-    known, damage, unknown = _look(entries(save_dir))
+    known, damage, unknown = _look(place)
     candidates = _of_one_training(known, is_ours, last)
     for entry, found in sorted(candidates, key=lambda pair: _order(pair[0], pair[1], last)):
         try:
             if not is_ours(entry):
                 continue
-            verify(entry.path)
+            place.verify(entry)
+            path = place.local(entry)
         except (Damaged, OSError) as error:
             damage[entry] = _say(entry, error)
             continue
@@ -126,23 +176,23 @@ def newest(
                 "going on from %s, after update %d: %s is not the newest whole checkpoint",
                 *(entry.path, found.updates, last),
             )
-        return entry.path
+        return path
     for entry in unknown:
         if entry.name == last:  # fairseq may know what to do with it
-            return entry.path
-    _refuse_where_all_are_damaged(save_dir, damage)
+            return place.local(entry)
+    _refuse_where_all_are_damaged(place.name, damage)
     if known:
         names = ", ".join(entry.name for entry, _ in known[:5])
-        logger.warning("checkpoints of another training are in %s: %s", save_dir, names)
+        logger.warning("checkpoints of another training are in %s: %s", place.name, names)
     return None
 
 
-def _look(some: Iterable[Entry]) -> tuple[list[Known], dict[Entry, str], list[Entry]]:
+def _look(place: Place) -> tuple[list[Known], dict[Entry, str], list[Entry]]:
     """Checkpoints, those that are damaged and in what way, and what is something else."""
     known, damage, unknown = [], {}, []
-    for entry in some:
+    for entry in place.entries():
         try:
-            known.append((entry, facts(entry.path)))
+            known.append((entry, place.facts(entry)))
         except (NoCheckpoint, Opaque):
             unknown.append(entry)
         except FileNotFoundError:

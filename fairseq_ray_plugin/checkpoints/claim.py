@@ -23,6 +23,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from fairseq_ray_plugin.checkpoints import stores
+from fairseq_ray_plugin.checkpoints.claim_in_store import InStore
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "elastic_claim"
@@ -109,7 +112,13 @@ class InFolder:
 
 
 def place_of(save_dir: str) -> Place:
-    """Where the claims on a save dir are."""
+    """Where the claims on a save dir are.
+
+    Raises:
+        stores.StoreError: it is a URL that means nothing here.
+    """
+    if stores.is_url(save_dir):
+        return InStore(stores.open_store(save_dir), FOLDER)
     return InFolder(save_dir)
 
 

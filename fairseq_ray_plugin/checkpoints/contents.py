@@ -40,6 +40,11 @@ class Facts:
     training: str | None = None
     """Identifies one that was begun anew and has gone on since; None: stock fairseq's."""
 
+    def precedes(self, other: Facts) -> bool:
+        """Whether the other state is a later one of the same training."""
+        is_same = self.training is not None and self.training == other.training
+        return is_same and self.updates < other.updates
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary(Facts):

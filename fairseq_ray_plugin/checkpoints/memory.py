@@ -104,15 +104,25 @@ class MemoryFolder:
         """What killed writers left of a snapshot: `NAME.PID.tmp`, of a process that is no more."""
         for folder in self.folders:
             for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):
-                pid = path.split(".")[-2]
-                if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                if _is_of_the_dead(path.split(".")[-2]):
                     self.remove([path])
+
+    def remove_folders(self) -> None:
+        """What killed workers left: `NAME_PID`, a worker's own folder."""
+        for folder in self.folders:
+            for path in glob.glob(os.path.join(glob.escape(folder), "*_*", "")):
+                if _is_of_the_dead(path.rstrip("/").rpartition("_")[2]):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def release(self) -> None:
         """Let go; the last one to do so takes the folders away."""
         for folder, held in self._held.items():
             os.close(held)
             _remove_abandoned(os.path.dirname(folder))
+
+
+def _is_of_the_dead(pid: str) -> bool:
+    return pid.isdigit() and not psutil.pid_exists(int(pid))
 
 
 def use_spare(path: str) -> None:

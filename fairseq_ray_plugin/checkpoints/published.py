@@ -100,7 +100,7 @@ def fetch(store: Store, name: str, folder: str) -> Facts | None:
         Damaged: it is not what was put; it is not in the folder then.
         Missing: the store does not have it.
     """
-    manifest = _read(store, name)
+    manifest = read_manifest(store, name)
     with files.whole(os.path.join(os.path.abspath(folder), name)) as partial:
         while True:
             crc32 = store.get(name, partial)
@@ -108,7 +108,7 @@ def fetch(store: Store, name: str, folder: str) -> Facts | None:
                 return None
             if (facts := _fitting(manifest, os.path.getsize(partial), crc32)) is not None:
                 return facts
-            before, manifest = manifest, _read(store, name)
+            before, manifest = manifest, read_manifest(store, name)
             if manifest == before:
                 raise Damaged(
                     f"{join(store.url, name)} is not what its manifest says: it was damaged in the "
@@ -128,8 +128,17 @@ def published(store: Store) -> list[Published]:
         return [one for one in readers.map(lambda entry: _published(store, entry), found) if one]
 
 
+def read_manifest(store: Store, name: str) -> Facts | None:
+    """The manifest of a checkpoint; None: there is none, or it is none."""
+    try:
+        manifest = json.loads(store.get_bytes(_manifest_of(name)))
+    except (Missing, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
 def _published(store: Store, entry: Entry) -> Published | None:
-    manifest = _read(store, entry.name)
+    manifest = read_manifest(store, entry.name)
     if manifest is None:
         return None
     fitting = [facts for facts in _candidates(manifest) if facts.get("size") == entry.size]
@@ -140,7 +149,7 @@ def _published(store: Store, entry: Entry) -> Published | None:
 
 
 def _exchange(store: Store, name: str, manifest: Facts, put: Callable[[], None]) -> None:
-    before = _read(store, name)
+    before = read_manifest(store, name)
     if before is not None and manifest not in (known := list(_candidates(before))):
         both = {**known[0], OTHERWISE: [*known[1:], manifest]}
         store.put_bytes(_manifest_of(name), json.dumps(both).encode())
@@ -165,15 +174,6 @@ def _fitting(manifest: Facts, size: int, crc32: int) -> Facts | None:
         if (facts.get("size"), facts.get("crc32")) == (size, crc32):
             return facts
     return None
-
-
-def _read(store: Store, name: str) -> Facts | None:
-    """The manifest of a checkpoint; None: there is none, or it is none."""
-    try:
-        manifest = json.loads(store.get_bytes(_manifest_of(name)))
-    except (Missing, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def _manifest_of(name: str) -> str:

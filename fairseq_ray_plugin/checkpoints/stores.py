@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fairseq_ray_plugin.checkpoints import sums
+
 BLOCK = 1 << 20
 
 
@@ -34,7 +36,7 @@ class Exists(StoreError):
     """There is such an object, and it was to be made only if there were none."""
 
 
-class Damaged(StoreError):
+class Damaged(StoreError, sums.Damaged):
     """What was sent or fetched is not what was written."""
 
 
@@ -145,6 +147,11 @@ def without_secrets(url: str) -> str:
     """The URL as it may be shown: some have passwords, keys or tokens in them."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.split("@")[-1], parts.path, "", ""))
+
+
+def shown(save_dir: str) -> str:
+    """A save dir for people, and for the paths of what is in it, which are logged."""
+    return without_secrets(save_dir).rstrip("/") if is_url(save_dir) else save_dir
 
 
 def join(folder: str, name: str) -> str:

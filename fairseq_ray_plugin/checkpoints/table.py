@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from fairseq_ray_plugin.checkpoints import catalog
 from fairseq_ray_plugin.checkpoints.archive import Opaque
-from fairseq_ray_plugin.checkpoints.catalog import Entry
+from fairseq_ray_plugin.checkpoints.catalog import Entry, Place
 from fairseq_ray_plugin.checkpoints.contents import Facts, NoCheckpoint
 from fairseq_ray_plugin.checkpoints.sums import Damaged
 
@@ -29,17 +28,17 @@ class Row:
     is_opaque: bool = False
 
 
-def rows(entries: Iterable[Entry]) -> list[Row]:
-    """The checkpoints among `entries`, each read from begin to end; the newest last."""
-    found = [row for entry in entries if (row := _row(entry)) is not None]
+def rows(place: Place) -> list[Row]:
+    """The checkpoints in a place, each read from begin to end; the newest last."""
+    found = [row for entry in place.entries() if (row := _row(place, entry)) is not None]
     return sorted(found, key=lambda row: row.facts.updates if row.facts is not None else -1)
 
 
-def _row(entry: Entry) -> Row | None:
+def _row(place: Place, entry: Entry) -> Row | None:
     facts = None
     try:
-        facts = catalog.facts(entry.path)
-        catalog.verify(entry.path)
+        facts = place.facts(entry)
+        place.verify(entry)
     except NoCheckpoint:
         return None
     except Opaque:

@@ -75,6 +75,12 @@ class StateKeeper:
         self.claim = 0
         """Number of the run's claim on its save dir."""
 
+        self.store = ""
+        """The save dir, where it is in an object store; fairseq sees a folder instead."""
+
+        self.passage = ""
+        """A folder of this process's own on disk, for what comes from a store."""
+
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
         self.training: str | None = None

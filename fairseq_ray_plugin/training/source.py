@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
-from fairseq_ray_plugin.checkpoints import catalog, contents
+from fairseq_ray_plugin.checkpoints import catalog, contents, stores
 from fairseq_ray_plugin.checkpoints.archive import Opaque
 from fairseq_ray_plugin.checkpoints.contents import Summary
+from fairseq_ray_plugin.checkpoints.stored import Stored
 from fairseq_ray_plugin.checkpoints.sums import Damaged
 from fairseq_ray_plugin.compat.encoder_copies import ORIGINALS
 from fairseq_ray_plugin.options import last_checkpoint
@@ -52,9 +55,16 @@ def choose(cfg: Any, trainer: Any, keeper: StateKeeper, restore: str | None) -> 
     """
 
     def chosen() -> str | None:
+        if keeper.store and _is_sharded(trainer):
+            raise Refused(
+                f"--save-dir {stores.shown(keeper.store)}: each rank has a file of its own here, "
+                "which goes to folders alone: give a folder"
+            )
         if restore is None:
             may_go_on = goes_on(cfg) and _is_local(cfg.save_dir) and not _is_sharded(trainer)
-            return _newest(cfg, trainer) if may_go_on else None
+            return _newest(cfg, trainer, keeper) if may_go_on else None
+        if stores.is_url(restore):
+            return _from_store(restore, cfg, trainer, keeper)
         if not _is_local(restore):
             return restore
         if not _is_in(restore, cfg.save_dir):
@@ -64,12 +74,73 @@ def choose(cfg: Any, trainer: Any, keeper: StateKeeper, restore: str | None) -> 
             return restore
         except (Damaged, OSError) as error:
             logger.warning("checkpoint %s cannot be gone on from: %s", restore, error)
-        path = _newest(cfg, trainer)
-        if path is None:
-            raise Refused(f"{restore} is gone, and no other checkpoint is in {cfg.save_dir}")
-        return path
+        return _another(restore, cfg, trainer, keeper)
 
     return by_rank_0(chosen, trainer, keeper)
+
+
+def fetch_named(cfg: Any, trainer: Any, keeper: StateKeeper) -> str | None:
+    """What the user's options name in a store: its local path; None: they name nothing there.
+
+    It is on rank 0's node alone, until `forget_fetched`.
+
+    Raises:
+        Refused: it is damaged, or the store cannot be read.
+    """
+    url, suffix = cfg.restore_file, trainer.checkpoint_suffix or ""
+    if url == DEFAULT_FILE and keeper.store:
+        url = f"{keeper.store}/{url}"
+    if not stores.is_url(url):
+        return None
+    folder, _, name = url.rpartition("/")
+
+    def fetch() -> None:
+        # fairseq puts the suffix into its name; one that is missing is fairseq's to tell of
+        with contextlib.suppress(FileNotFoundError), _as_refusals(url):
+            Stored(folder, keeper.passage).fetch(name.replace(".pt", suffix + ".pt"))
+
+    by_rank_0(fetch, trainer, keeper)
+    is_default = cfg.restore_file == DEFAULT_FILE
+    return DEFAULT_FILE if is_default else os.path.join(keeper.passage, name)
+
+
+def forget_fetched(keeper: StateKeeper) -> None:
+    """What came from a store has been read, and takes no room any more."""
+    if keeper.passage:
+        shutil.rmtree(keeper.passage, ignore_errors=True)
+
+
+def _from_store(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> str:
+    """A checkpoint of this run, fetched and verified, or another one in its place."""
+    try:
+        with _as_refusals(restore, but=Damaged):
+            return Stored(keeper.store, keeper.passage).fetch(os.path.basename(restore))
+    except (Damaged, OSError) as error:
+        logger.warning("checkpoint %s cannot be gone on from: %s", restore, error)
+    return _another(restore, cfg, trainer, keeper)
+
+
+def _another(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> str:
+    path = _newest(cfg, trainer, keeper)
+    if path is None:
+        save_dir = stores.shown(keeper.store) or cfg.save_dir
+        raise Refused(f"{restore} is gone, and no other checkpoint is in {save_dir}")
+    return path
+
+
+@contextlib.contextmanager
+def _as_refusals(url: str, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """What a store will not do is no reason to try again, as it would be where it is away."""
+    try:
+        yield
+    except stores.Unreachable:
+        raise
+    except but:
+        raise
+    except stores.Damaged as error:
+        raise Refused(f"{stores.shown(url)} is damaged: {error}; name another one") from error
+    except stores.StoreError as error:
+        raise Refused(str(error)) from error
 
 
 def named_file_exists(path: str, trainer: Any, keeper: StateKeeper) -> bool:
@@ -113,10 +184,14 @@ def by_rank_0(ask: Callable[[], Answer], trainer: Any, keeper: StateKeeper) -> A
     return answer
 
 
-def _newest(cfg: Any, trainer: Any) -> str | None:
+def _newest(cfg: Any, trainer: Any, keeper: StateKeeper) -> str | None:
     name = os.path.basename(last_checkpoint(cfg))
     try:
-        return catalog.newest(cfg.save_dir, _is_such_as(trainer), name)
+        with _as_refusals(keeper.store, but=Damaged):
+            place: catalog.Place = catalog.Folder(cfg.save_dir)
+            if keeper.store:
+                place = Stored(keeper.store, keeper.passage)
+            return catalog.newest(place, _is_such_as(trainer), name)
     except catalog.NoneWhole as error:
         raise Refused(str(error)) from error
     except OSError as error:

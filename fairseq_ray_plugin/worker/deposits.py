@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from fairseq_ray_plugin.assignment import NOTHING, Backlog, Due
+from fairseq_ray_plugin.protocol import Delayed
 from fairseq_ray_plugin.worker.progress import Link
 from fairseq_ray_plugin.worker.snapshots import Snapshots
 
@@ -32,12 +33,18 @@ class Deposits:
     Args:
         snapshots: puts a state by in the node's memory.
         still_saving: called from time to time while training waits.
+        is_only_way: where there is no room, the checkpoint is given up.
     """
 
     def __init__(
-        self, link: Link, generation: int, snapshots: Snapshots, still_saving: Callable[[], None]
+        self,
+        link: Link,
+        generation: int,
+        snapshots: Snapshots,
+        still_saving: Callable[[], None],
+        is_only_way: bool = False,
     ) -> None:
-        self._link, self._generation = link, generation
+        self._link, self._generation, self._is_only_way = link, generation, is_only_way
         self._snapshots, self._still_saving = snapshots, still_saving
         self._num = 0
         self._backlog = NOTHING
@@ -46,12 +53,18 @@ class Deposits:
     # called by the training thread
 
     def add(self, update: int, write_to: Callable[[str], object]) -> bool:
-        """A checkpoint is due: its state is in memory when this returns, if there is room."""
+        """A checkpoint is due: its state is in memory when this returns, if there is room.
+
+        Returns whether nobody else need write it.
+        """
         self._wait(MOST_DUE - 1, 0)
         # the driver says when the snapshot goes, the worker when what is due does
         path = self._snapshots.put_by(update, write_to, DUE)
         if path is None:
-            return False
+            if self._is_only_way:
+                reason = "there is no room for it in the node's memory, nor on its disk"
+                self._link.send(Delayed(update, reason, given_up=True))
+            return self._is_only_way
         self._num += 1
         self._link.send(Due(self._num, self._generation, update, path + DUE))
         return True

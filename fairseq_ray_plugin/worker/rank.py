@@ -25,7 +25,7 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim, stores
 from fairseq_ray_plugin.protocol import (
     Activity,
     Checkpointed,
@@ -64,6 +64,12 @@ def train_rank(
     link = Link(connection)
     progress = Progress(link, assignment.rank)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
+    keeper.claim, keeper.passage = assignment.claim, assignment.passage
+    if stores.is_url(cfg.checkpoint.save_dir):
+        keeper.store = cfg.checkpoint.save_dir
+        with open_dict(cfg):
+            # fairseq finds there what is gone on from; what it would write there goes by memory
+            cfg.checkpoint.save_dir = assignment.passage
     by_and_by = snapshots.Snapshots(
         link, keeper.put_by, assignment.snapshot_folders, assignment.snapshot_updates
     )
@@ -73,7 +79,11 @@ def train_rank(
         by_and_by.at_boundary(update)
 
     deposits = Deposits(
-        link, assignment.generation, by_and_by, lambda: progress.doing(Activity.SAVING)
+        link,
+        assignment.generation,
+        by_and_by,
+        lambda: progress.doing(Activity.SAVING),
+        is_only_way=bool(keeper.store),
     )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
     keeper.on_due = deposits.add
@@ -106,7 +116,6 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
     history = add_data_hook(
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
-    keeper.claim = assignment.claim
     add_checkpoint_hook(keeper, history, assignment.restore)
     if assignment.world_size > 1:
         join(cfg, assignment, listener)

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePosixPath
 
+from fairseq_ray_plugin.assignment import Job
+
 LIMIT = 100 * 2**20
 """Bytes of files that are sent to a node; more than that is hardly code."""
 
@@ -47,6 +49,19 @@ def pack_folder(folder: str, left_out: Collection[str] = ()) -> bytes:
     except OSError as error:
         raise NotSent(f"it cannot be read: {error}") from error
     return buffer.getvalue()
+
+
+def where_it_is(job: Job, place: str) -> str | None:
+    """The folder of the user's own code on this node: unpacked in `place`, where it is missing.
+
+    Raises:
+        ValueError: it was not sent, or see `unpack_folder`.
+    """
+    if job.user_dir is None or os.path.isdir(job.user_dir):
+        return job.user_dir
+    if job.user_dir_zip is None:
+        raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
+    return unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), place)
 
 
 def unpack_folder(packed: bytes, name: str, place: str) -> str:

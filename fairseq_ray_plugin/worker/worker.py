@@ -7,6 +7,7 @@ whatever its rank does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -34,6 +35,7 @@ from fairseq_ray_plugin.assignment import (
 )
 from fairseq_ray_plugin.checkpoints.memory import RAW, MemoryFolder
 from fairseq_ray_plugin.protocol import (
+    Copy,
     Drop,
     Ended,
     FromRank,
@@ -47,12 +49,13 @@ from fairseq_ray_plugin.protocol import (
     Ready,
     Running,
     Save,
+    Saved,
     Stacks,
     Unfit,
     Unsaved,
     WorkerMessage,
 )
-from fairseq_ray_plugin.worker import evidence, meeting, notices, user_code
+from fairseq_ray_plugin.worker import adoption, evidence, meeting, notices, user_code
 from fairseq_ray_plugin.worker.outbox import Outbox
 from fairseq_ray_plugin.worker.writing import Writing
 
@@ -87,6 +90,7 @@ class Worker:
             self._pass_on,
         )
         self.memory = MemoryFolder(job.run_id, self.get_node_id())
+        self.held_for_store = ""  # name of the state that is held, on its way through memory
         self.listener: socket.socket | None = None
         self.server: Connection | None = None
         self.link: Connection | None = None
@@ -100,6 +104,8 @@ class Worker:
         """The newest generation that was told to hold: starting it now would be too late."""
 
         self.pid = 0
+        self.rank_ended = asyncio.Event()  # there is none, and its server has said why
+        self.rank_ended.set()
         self.answered = False
         self.ready = False
         self.user_dir: str | None = None
@@ -121,14 +127,14 @@ class Worker:
             self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
             return
         self.memory.remove_partials()
+        self.memory.remove_folders()
         try:
-            self.user_dir = self._unpack_user_dir()
+            self.user_dir = user_code.where_it_is(job, self._own_folder("user_dir"))
         except (OSError, ValueError) as error:
             self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
             return
         self.server, end = Pipe()
-        environment = {**os.environ, **job.environment}
-        environment["OMP_NUM_THREADS"] = str(job.threads)
+        environment = {**os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)}
         self.process = subprocess.Popen(
             [sys.executable, *self.server_program, str(end.fileno())],
             pass_fds=[end.fileno()],
@@ -144,9 +150,8 @@ class Worker:
             )
         )
         asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
-        self.watches = [
-            asyncio.create_task(watch) for watch in (self._watch_notices(), self._watch_imports())
-        ]
+        watches = (self._watch_notices(), self._watch_imports())
+        self.watches = [asyncio.create_task(watch) for watch in watches]
 
     async def _watch_notices(self) -> None:
         notice = await notices.spot_notice()
@@ -160,15 +165,9 @@ class Worker:
             text = f"importing what it needs takes longer than {IMPORT_LIMIT_S:.0f} s:\n{stacks}"
             self.messages.put(Unfit(text))
 
-    def _unpack_user_dir(self) -> str | None:
-        """The user's own code, shipped to where it is missing."""
-        job = self.job
-        if job.user_dir is None or os.path.isdir(job.user_dir):
-            return job.user_dir
-        if job.user_dir_zip is None:
-            raise ValueError(f"it is not on this node and was not sent: {job.user_dir_not_sent}")
-        folder = os.path.join(self.memory.folders[-1], f"user_dir_{os.getpid()}")  # on disk
-        return user_code.unpack_folder(job.user_dir_zip, os.path.basename(job.user_dir), folder)
+    def _own_folder(self, what: str) -> str:
+        """Path of a folder on disk that no other worker has."""
+        return os.path.join(self.memory.folders[-1], f"{what}_{os.getpid()}")
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
         """What there is to say; waits no longer than that for something.
@@ -182,21 +181,7 @@ class Worker:
 
     async def adopt(self) -> Found:
         """What a control loop must know that takes this worker over from one that has died."""
-        said = self.messages
-        there = [copy for path, copy in said.snapshots.items() if self._is_kept(path)]
-        return Found(
-            node=self.get_node_id(),
-            is_ready=self.ready,
-            num_heard=said.num_forgotten,
-            newest=max(self.generation, self.void),
-            generation=self.generation,
-            rank=self.rank,
-            world_size=self.world_size,
-            is_at_rest=self.link is None or said.rested == self.generation,
-            update=said.update,
-            pid=self.pid,
-            snapshots=tuple(there),
-        )
+        return adoption.found(self)
 
     async def beat(self) -> None:
         """The node is heard of when this returns."""
@@ -233,6 +218,7 @@ class Worker:
             self.messages.put(FromRank(role.generation, Missing(restore)))
             return
         self._drop_link()
+        self.rank_ended.clear()
         self.generation, self.pid = role.generation, 0
         self.rank, self.world_size = role.rank, role.world_size
         job = self.job
@@ -245,6 +231,7 @@ class Worker:
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
+            passage=self._own_folder("restored"),
             claim=job.claim,
             interface=meeting.interface(
                 master[0], self.get_node_ip(), {**os.environ, **job.environment}
@@ -265,13 +252,14 @@ class Worker:
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
         assert self.server is not None
         link, end = Pipe()
-        self.server.send(dataclasses.replace(order, claim=self.job.claim))
+        job = self.job
+        order = dataclasses.replace(order, claim=job.claim, store=job.store)
+        if job.store:
+            order = dataclasses.replace(order, passage=self._own_folder("passage"))
+        self.server.send(order)
         send_handle(self.server, end.fileno(), None)
         end.close()
         return link
-
-    def _is_kept(self, path: str) -> bool:
-        return os.path.dirname(path) in self.memory.folders and os.path.exists(path)
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -299,6 +287,9 @@ class Worker:
         if stacks is not None:
             self._say(Stacks(stacks))
         if self.link is None:
+            with contextlib.suppress(TimeoutError):  # why it has none comes before that
+                await asyncio.wait_for(self.rank_ended.wait(), ANSWER_S)
+        if self.link is None:
             self._say(Held(None, order.generation))
             return
         self.answered = False
@@ -317,6 +308,10 @@ class Worker:
             await self.writing.idle(WRITING_S)
         if self.link is None:
             self._say(Unsaved("the training process that held it is no more"))
+        elif as_checkpoint and self.job.store:
+            # which takes it from there: the rank may have to go
+            self.held_for_store = f"held_{self.generation}_{self.pid}_last{RAW}"
+            self._pass_on(Write(self.memory.folders, self.held_for_store))
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
             self._pass_on(Write((folder,), name, as_checkpoint=True))
@@ -340,8 +335,9 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 await asyncio.to_thread(self.process.wait)
-        for folder in self.memory.folders:
-            shutil.rmtree(os.path.join(folder, f"user_dir_{os.getpid()}"), True)
+        for what in ("user_dir", "restored", "passage"):
+            if self.memory.folders:
+                shutil.rmtree(self._own_folder(what), True)
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:
@@ -369,6 +365,10 @@ class Worker:
                         self.answered = True
                     case Due():
                         self.writing.add(message)
+                    case Saved(update, path) if os.path.basename(path) == self.held_for_store:
+                        copy = Copy(update, InMemory(self.get_node_id(), path))
+                        target = self.job.last_checkpoint
+                        self.writing.publish(self.generation, copy, target, and_remove=True)
                     case _:
                         self._say(message)
         except (EOFError, OSError):
@@ -381,6 +381,7 @@ class Worker:
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(self.server.fileno())
             message = Unfit("its preloaded server died")
+            self.rank_ended.set()
         match message:
             case Ready():
                 self.ready = True
@@ -396,3 +397,4 @@ class Worker:
                 self._drop_link()
                 self.memory.remove_partials()
                 self._say(Ended(how))
+                self.rank_ended.set()

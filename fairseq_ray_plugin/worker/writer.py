@@ -20,11 +20,12 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests
+from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests, stores
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import raw, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
+from fairseq_ray_plugin.worker.to_store import ToStore
 
 NICENESS = 5
 """Training comes first."""
@@ -45,20 +46,48 @@ def write_checkpoint(task: WriteCheckpoint, connection: Connection) -> None:
 def _write(task: WriteCheckpoint) -> Written:
     state = raw.read(task.snapshot, mapped=True)
     plan: Plan | None = state.pop(DUE, None)
+    if task.target is None:
+        assert plan is not None
+        # without the 32-bit parameters: these files stay as large as stock fairseq's
+        state["extra_state"][EXTRA]["left_out"].pop("params", None)
+    if task.store:
+        return _write_to_store(task, state, plan)
     if task.target is not None:
         _require_claim(os.path.dirname(task.target), task.claim)
-        _save(state, task.target)
+        _save(state, task.target, _has_newer)
         return Written(task.target)
     assert plan is not None
     _require_claim(plan.cfg.save_dir, task.claim)
-    # without the 32-bit parameters: these files stay as large as stock fairseq's
-    state["extra_state"][EXTRA]["left_out"].pop("params", None)
-    return Written(as_fairseq_does(plan, lambda filename: _save(state, filename)))
+    PathManager.copy = staticmethod(_copy)
+    return Written(as_fairseq_does(plan, lambda filename: _save(state, filename, _has_newer)))
+
+
+def _write_to_store(task: WriteCheckpoint, state: dict[str, Any], plan: Plan | None) -> Written:
+    _require_claim(task.store, task.claim)
+    there = ToStore(task.store, task.passage)
+    _name_save_dir(state, there.shown)
+    if task.target is not None:
+        path: str | None = os.path.join(there.folder, os.path.basename(task.target))
+        _save(state, str(path), there.has_newer)
+    else:
+        assert plan is not None
+        plan.cfg.save_dir = there.folder
+        PathManager.copy = staticmethod(there.copy)
+        path = as_fairseq_does(plan, lambda filename: _save(state, filename, there.has_newer))
+    there.send()
+    return Written(None if path is None else there.path(path))
+
+
+def _name_save_dir(state: dict[str, Any], save_dir: str) -> None:
+    """In the options, instead of the rank's own folder, which is of this run and this node."""
+    checkpoint = (state.get("cfg") or {}).get("checkpoint")
+    if isinstance(checkpoint, dict) and "save_dir" in checkpoint:
+        checkpoint["save_dir"] = save_dir
 
 
 def _require_claim(save_dir: str, number: int) -> None:
     if claim.is_overtaken(claim.place_of(save_dir), number):
-        raise OSError(f"{save_dir} {claim.OVERTAKEN}")
+        raise OSError(f"{stores.shown(save_dir)} {claim.OVERTAKEN}")
 
 
 def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
@@ -73,7 +102,6 @@ def as_fairseq_does(plan: Plan, save: Callable[[str], None]) -> str | None:
         save(filename)
         written.append(filename)
 
-    PathManager.copy = staticmethod(_copy)
     logging.getLogger(checkpoint_utils.__name__).addFilter(_is_not_said_by_the_rank)
     function = checkpoint_utils.save_checkpoint
     if plan.best is None:
@@ -126,8 +154,10 @@ def _is_not_said_by_the_rank(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Preparing to save")
 
 
-def _save(state: dict[str, Any], filename: str) -> None:
-    if _has_newer(filename, contents.facts(state)):
+def _save(
+    state: dict[str, Any], filename: str, has_newer: Callable[[str, contents.Facts], bool]
+) -> None:
+    if has_newer(filename, contents.facts(state)):
         return
     folder = os.path.dirname(filename) or "."
     os.makedirs(folder, exist_ok=True)
@@ -164,12 +194,7 @@ def _has_newer(path: str, facts: contents.Facts) -> bool:
         there = manifests.read(path)
     except OSError:
         return False
-    return (
-        there is not None
-        and facts.training is not None
-        and there.facts.training == facts.training
-        and there.facts.updates > facts.updates
-    )
+    return there is not None and facts.precedes(there.facts)
 
 
 def _copy(source: str, target: str, overwrite: bool = False) -> bool:
@@ -184,6 +209,8 @@ def _copy(source: str, target: str, overwrite: bool = False) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, stores.StoreError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a checkpoint'}: {error.strerror}"
     return repr(error)

@@ -37,7 +37,7 @@ MOST_KILLED = 2
 """So many writers may be killed before the next has to wait."""
 
 STALL_S = 120.0
-"""Whoever writes nothing for so long has a disk that stands still."""
+"""Whoever writes nothing for so long has a disk, or a store, that stands still."""
 
 LOOK_S = 10.0
 """How often it is looked at."""
@@ -60,7 +60,7 @@ class Writing:
     ) -> None:
         self._begin, self._say, self._tell = begin, say, tell
         self._due: collections.deque[Due] = collections.deque()
-        self._publish: tuple[int, Copy, str] | None = None
+        self._publish: tuple[int, Copy, str, bool] | None = None
         self._link: Connection | None = None
         self._watch: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -77,15 +77,21 @@ class Writing:
             given_up = self._due[1]
             del self._due[1]
             _remove(given_up.snapshot)
-            reason = self._failing or "the disk is slower than checkpoints come"
+            reason = self._failing or "the save dir is slower than checkpoints come"
             self._say(due.generation, Delayed(given_up.update, reason, given_up=True))
         elif self._failing:
             self._say(due.generation, Delayed(due.update, self._failing))
         self._go_on()
 
-    def publish(self, generation: int, snapshot: Copy, target: str) -> None:
-        """A snapshot becomes the run's last checkpoint; `Saved` or `Unsaved` follows."""
-        self._publish = (generation, snapshot, target)
+    def publish(
+        self, generation: int, snapshot: Copy, target: str, and_remove: bool = False
+    ) -> None:
+        """A snapshot becomes the run's last checkpoint; `Saved` or `Unsaved` follows.
+
+        Args:
+            and_remove: the driver does not know of the snapshot.
+        """
+        self._publish = (generation, snapshot, target, and_remove)
         if self._retry is not None:  # now, and not when it is its turn again
             self._retry.cancel()
             self._retry = None
@@ -114,7 +120,7 @@ class Writing:
         # the end of the run is not kept waiting by what could not be written before
         order = None
         if self._publish is not None and (self._failing or not self._due):
-            _, snapshot, target = self._publish
+            _, snapshot, target, _ = self._publish
             assert isinstance(snapshot.place, InMemory)
             order = WriteCheckpoint(snapshot.place.path, target)
         elif self._due:
@@ -149,10 +155,11 @@ class Writing:
             process, written, since = psutil.Process(pid), -1, 0.0
             while since < STALL_S:
                 await asyncio.sleep(LOOK_S)
-                now = process.io_counters().write_chars
+                counted = process.io_counters()
+                now = counted.write_chars + counted.read_chars  # of what is sent: read
                 written, since = now, since + LOOK_S if now == written else 0.0
             if order.target is None:
-                self._fail(f"the disk has taken nothing for {STALL_S:.0f} s")
+                self._fail(f"the save dir has taken nothing for {STALL_S:.0f} s")
                 self._tell_rank()
 
     def _done(self, order: WriteCheckpoint, result: Written | str) -> None:
@@ -178,7 +185,9 @@ class Writing:
 
     def _published(self, result: Written | str) -> None:
         assert self._publish is not None
-        (generation, snapshot, target), self._publish = self._publish, None
+        (generation, snapshot, target, and_remove), self._publish = self._publish, None
+        if and_remove and isinstance(snapshot.place, InMemory):
+            _remove(snapshot.place.path)
         self._num_killed = 0
         if isinstance(result, Written):
             self._say(generation, Saved(snapshot.update, target))

@@ -16,7 +16,7 @@ def write(request, tmp_path):
 
 
 def newest(folder, belongs=lambda summary: True, **options):
-    path = catalog.newest(str(folder), belongs, **options)
+    path = catalog.newest(catalog.Folder(str(folder)), belongs, **options)
     return path and os.path.basename(path)
 
 
@@ -193,7 +193,7 @@ def test_the_table_says_what_is_there_and_what_is_damaged(tmp_path, write):
     (tmp_path / "checkpoint_best.pt").write_bytes(b"PK")
     torch.save({}, tmp_path / "embeddings.pt")
     torch.save(state(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    rows = {row.entry.name: row for row in table.rows(catalog.entries(str(tmp_path)))}
+    rows = {row.entry.name: row for row in table.rows(catalog.Folder(str(tmp_path)))}
     assert {"checkpoint_1_10.pt", "checkpoint_last.pt", "checkpoint_best.pt", "old.pt"} == set(rows)
     heading, *lines = table.lines([*rows.values()])
     assert heading.split() == [*table.COLUMNS]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_ray_plugin.checkpoints import claim as room
+from fairseq_ray_plugin.checkpoints import claim_in_store, stores
 from fairseq_ray_plugin.checkpoints.claim import Claim, InFolder, InUse, is_overtaken, take
 
 
@@ -39,9 +40,14 @@ class InStore:
         self.objects.pop(name, None)
 
 
-@pytest.fixture(params=["folder", "store"])
+@pytest.fixture(params=["folder", "store", "url"])
 def place(request, tmp_path):
-    return InFolder(str(tmp_path)) if request.param == "folder" else InStore()
+    match request.param:
+        case "folder":
+            return InFolder(str(tmp_path))
+        case "store":
+            return InStore()
+    return room.place_of(f"file://{tmp_path}")
 
 
 class Time:
@@ -333,6 +339,17 @@ def test_a_folder_that_somebody_emptied_ends_no_run(place):
     until(lambda: beat(place) > 0)
     assert mine.lost is None
     mine.release()
+
+
+def test_where_a_store_is_away_that_is_as_a_disk_that_is():
+    class Away(stores.Store):
+        def list(self, folder=""):
+            raise stores.Unreachable("nobody answers")
+
+    away = claim_in_store.InStore(Away(), "elastic_claim")
+    assert not is_overtaken(away, 1)
+    with pytest.raises(OSError, match="nobody answers"):
+        take(away, "s3://bucket/run")
 
 
 def test_where_no_claims_are_to_be_seen_nobody_was_overtaken(tmp_path):

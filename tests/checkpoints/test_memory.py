@@ -40,6 +40,16 @@ def test_what_is_of_no_use_goes_and_so_does_what_killed_writers_left(tmp_path):
     assert ["held", "update_9_1.pt"] == sorted(os.listdir(disk))
 
 
+def test_a_killed_workers_own_folders_go_with_the_next_one_and_a_living_ones_stay():
+    memory_folder = MemoryFolder("run", "node")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        Path(memory_folder.folders[-1], f"passage_{pid}").mkdir()
+    memory_folder.remove_folders()
+    assert ["held", f"passage_{os.getpid()}"] == sorted(os.listdir(memory_folder.folders[-1]))
+
+
 def leave_behind(tmp_path, run_id):
     """A worker is killed that holds a snapshot."""
     code = (

@@ -2,11 +2,13 @@
 
 import argparse
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from fairseq.dataclass.configs import CheckpointConfig
 
+from fairseq_ray_plugin.checkpoints import stores
 from fairseq_ray_plugin.checkpoints.contents import Summary
 from fairseq_ray_plugin.training import source
 from fairseq_ray_plugin.training.boundary import StateKeeper
@@ -102,3 +104,116 @@ def test_rank_0_alone_looks_and_the_others_hear_what_it_found_or_that_it_refuses
     for rank in (0, 1):
         with pytest.raises(Refused, match="no"):
             heard_by(rank, refuse, sent)
+
+
+# in a store
+
+
+class Store(stores.Store):
+    """One that raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def get(self, name, local_path):
+        raise self.error
+
+    def get_bytes(self, name):
+        raise stores.Missing("none")
+
+    def list(self, folder=""):
+        raise self.error
+
+
+URL = "s3://bucket/run"
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    keeper = StateKeeper(0, 1)
+    keeper.store, keeper.passage = URL, str(tmp_path / "restored")
+    return keeper
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+    """A store's content is a folder."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    open_store = stores.open_store
+    monkeypatch.setattr(stores, "open_store", lambda url: open_store(str(folder)))
+    return folder
+
+
+def raises(monkeypatch, error):
+    monkeypatch.setattr(stores, "open_store", lambda url: Store(error))
+
+
+def unsharded():
+    checkpoint = types.SimpleNamespace(checkpoint_suffix="")
+    common = types.SimpleNamespace(model_parallel_size=1)
+    cfg = types.SimpleNamespace(checkpoint=checkpoint, common=common)
+    return types.SimpleNamespace(cfg=cfg, checkpoint_suffix="", device="cpu")
+
+
+def test_a_recovery_from_the_store_fetches_what_the_driver_has_chosen(keeper, stored):
+    (stored / "checkpoint_last.pt").write_text("state")
+    cfg = CheckpointConfig(save_dir=keeper.passage)
+    path = source.choose(cfg, unsharded(), keeper, f"{URL}/checkpoint_last.pt")
+    assert f"{keeper.passage}/checkpoint_last.pt" == path
+    assert "state" == Path(path).read_text()
+    source.forget_fetched(keeper)
+    assert not (stored.parent / "restored").exists()
+
+
+def test_one_that_is_gone_is_replaced_by_another_or_it_is_said(keeper, stored, caplog, monkeypatch):
+    monkeypatch.setattr(source, "_is_such_as", lambda trainer: lambda summary: True)
+    cfg = CheckpointConfig(save_dir=keeper.passage)
+    with pytest.raises(Refused, match=f"is gone, and no other checkpoint is in {URL}"):
+        source.choose(cfg, unsharded(), keeper, f"{URL}/checkpoint_last.pt")
+    assert f"{URL}/checkpoint_last.pt cannot be gone on from" in caplog.text
+
+
+@pytest.mark.parametrize("restore", [None, f"{URL}/checkpoint_last.pt"])
+def test_a_store_that_is_away_is_tried_again_and_one_that_refuses_is_not(
+    keeper, restore, monkeypatch
+):
+    monkeypatch.setattr(source, "_is_such_as", lambda trainer: lambda summary: True)
+    cfg = CheckpointConfig(save_dir=keeper.passage)
+    raises(monkeypatch, stores.Unreachable("nobody answers"))
+    with pytest.raises(stores.Unreachable):
+        source.choose(cfg, unsharded(), keeper, restore)
+    raises(monkeypatch, stores.StoreError("denied"))
+    with pytest.raises(Refused, match="denied"):
+        source.choose(cfg, unsharded(), keeper, restore)
+
+
+def test_files_of_ranks_do_not_go_to_a_store(keeper):
+    trainer = unsharded()
+    trainer.checkpoint_suffix = "-shard0"
+    with pytest.raises(Refused, match=f"--save-dir {URL}: each rank has a file of its own"):
+        source.choose(CheckpointConfig(), trainer, keeper, None)
+
+
+def test_a_file_that_is_named_in_a_store_is_fetched(keeper, stored, monkeypatch):
+    (stored / "other_x.pt").write_text("state")
+    trainer = unsharded()
+    trainer.checkpoint_suffix = "_x"
+    cfg = CheckpointConfig(restore_file="s3://bucket/other/other.pt")
+    # fairseq puts the suffix into the name
+    assert f"{keeper.passage}/other.pt" == source.fetch_named(cfg, trainer, keeper)
+    assert "state" == Path(f"{keeper.passage}/other_x.pt").read_text()
+    cfg = CheckpointConfig(restore_file="s3://bucket/other/none.pt")
+    assert f"{keeper.passage}/none.pt" == source.fetch_named(cfg, trainer, keeper), "as ever"
+    raises(monkeypatch, stores.Damaged("a bit flips"))
+    with pytest.raises(Refused, match="is damaged: a bit flips; name another one"):
+        source.fetch_named(cfg, trainer, keeper)
+
+
+def test_what_resets_begins_from_the_stores_last_one(keeper, stored):
+    (stored / "checkpoint_last.pt").write_text("state")
+    cfg = CheckpointConfig(reset_optimizer=True)
+    assert "checkpoint_last.pt" == source.fetch_named(cfg, unsharded(), keeper)
+    assert "state" == Path(f"{keeper.passage}/checkpoint_last.pt").read_text()
+    keeper.store = ""
+    assert source.fetch_named(cfg, unsharded(), keeper) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_ray_plugin.assignment import Backlog, Due
-from fairseq_ray_plugin.protocol import NoSnapshot, Snapshot
+from fairseq_ray_plugin.protocol import Delayed, NoSnapshot, Snapshot
 from fairseq_ray_plugin.worker import deposits as room
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.snapshots import Snapshots
@@ -59,6 +59,15 @@ def test_without_room_training_is_told_to_write_itself(deposits, sent):
 
     assert not deposits.add(7, full)
     assert isinstance(sent[0], NoSnapshot) and 1 == len(sent)
+
+
+def test_what_is_to_go_to_a_store_is_given_up_without_room_and_that_is_said(link, tmp_path, sent):
+    def full(path):
+        raise OSError("no room")
+
+    snapshots = Snapshots(link, write, (str(tmp_path),), 0)
+    assert Deposits(link, 3, snapshots, lambda: None, is_only_way=True).add(7, full)
+    assert isinstance(sent[1], Delayed) and (7, True) == (sent[1].update, sent[1].given_up)
 
 
 def test_training_waits_for_a_slow_disk_but_not_for_a_full_one(deposits):

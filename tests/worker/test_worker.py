@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import signal
 from pathlib import Path
 
@@ -229,6 +230,20 @@ def test_a_planned_stop_leaves_a_rank_its_time(driver, ranks):
     assert Hold(1, at_once=False) == rank.hear()
     rank.say(Holding(), Held(8, 1))
     assert FromRank(1, Held(8, 1)) == driver.hear()
+
+
+def test_a_rank_whose_end_is_told_late_is_not_said_to_hold_nothing_before_that(driver, ranks):
+    """Its end of the pipe closes a moment before its server knows how it ended."""
+    rank = start(driver, ranks)
+    os.kill(driver.worker.process.pid, signal.SIGSTOP)
+    rank.kill()
+    while driver.worker.link is not None:
+        driver.let_pass(0)
+    answer = driver.begin(driver.worker.tell(Hold(1, at_once=True)))
+    os.kill(driver.worker.process.pid, signal.SIGCONT)
+    answer.result(puppets.WAIT_S)
+    assert isinstance(driver.hear().says, Ended)
+    assert FromRank(1, Held(None, 1)) == driver.hear()
 
 
 def test_a_rank_that_does_not_answer_is_killed(driver, ranks):

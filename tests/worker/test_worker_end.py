@@ -1,5 +1,6 @@
 """What a rank holds is saved, what nobody wants is removed, and a worker leaves nothing behind."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -55,6 +56,35 @@ def snapshot_in_memory(driver, update=7):
     path = driver.memory[0] / f"update_{update}.raw"
     path.write_text("state")
     return Copy(update, InMemory("node", str(path)))
+
+
+def test_what_is_held_goes_to_a_store_by_way_of_memory(driver, ranks):
+    job = driver.worker.job = dataclasses.replace(
+        driver.worker.job, store="s3://b/run", last_checkpoint="s3://b/run/checkpoint_last.pt"
+    )
+    rank = start(driver, ranks)
+    hold(driver, rank)
+    for answer in (Written(job.last_checkpoint), "nobody answers"):
+        driver.tell(Save(as_checkpoint=True))
+        order = rank.hear()
+        assert Write(tuple(map(str, driver.memory)), order.name) == order
+        held = driver.memory[0] / order.name
+        held.write_text("state")
+        rank.say(Saved(7, str(held)))
+        writer = ranks.next()
+        there = writer.task
+        assert (str(held), job.last_checkpoint) == (there.snapshot, there.target)
+        assert job.store == there.store and there.passage.startswith(str(driver.memory[-1]))
+        writer.say(writer.pid, answer)
+        said = driver.hear().says
+        assert not held.exists(), "it takes memory"
+        if isinstance(answer, Written):
+            assert Saved(7, job.last_checkpoint) == said
+    assert Unsaved(f"{job.last_checkpoint}: nobody answers") == said
+    driver.tell(Save(as_checkpoint=False))
+    rank.hear()
+    rank.say(Saved(7, "held.raw"))
+    assert FromRank(1, Saved(7, "held.raw")) == driver.hear()
 
 
 def test_a_snapshot_becomes_the_last_checkpoint_also_where_its_rank_is_no_more(driver, ranks):

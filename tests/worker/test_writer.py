@@ -50,7 +50,11 @@ def plan(save_dir, update, val_loss=None, best=None, **options):
 
 def snapshot(folder, update, due=None, training="this", size=1000):
     state = {
-        "cfg": {"model": {"_name": "line"}, "task": {"_name": "task"}, "checkpoint": {}},
+        "cfg": {
+            "model": {"_name": "line"},
+            "task": {"_name": "task"},
+            "checkpoint": {"save_dir": "own"},
+        },
         "model": {"weight": torch.full((size,), float(update))},
         "optimizer_history": [{"num_updates": update}],
         "extra_state": {
@@ -64,10 +68,14 @@ def snapshot(folder, update, due=None, training="this", size=1000):
 
 
 def write(path, target=None):
+    return write_task(WriteCheckpoint(path, target))
+
+
+def write_task(task):
     """What came of it: the writer ends, so it has a process of its own."""
     here, there = Pipe()
     if (child := os.fork()) == 0:
-        write_checkpoint(WriteCheckpoint(path, target), there)
+        write_checkpoint(task, there)
     try:
         assert child == here.recv()
         return here.recv()
