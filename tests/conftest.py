@@ -10,6 +10,7 @@ import time
 import data
 import psutil
 import pytest
+import runs
 from network import Network
 
 # before ray is imported anywhere: nothing is sent out, nothing is shared with other clusters
@@ -19,6 +20,17 @@ os.environ.pop("RAY_ADDRESS", None)
 from fairseq_ray_plugin import compat
 
 compat.apply()
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_a_test():
+    """One that fails leaves its run, which would disturb the next."""
+    yield
+    while runs.STARTED:
+        process = runs.STARTED.pop().process
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,10 @@ CLOCKWORK = TESTS / "clockwork"
 LIMIT_S = 150
 
 
+STARTED: list["Run"] = []
+"""Runs of the test that is under way."""
+
+
 class Run:
     """One run of a launcher, as a process of its own.
 
@@ -55,6 +59,7 @@ class Run:
             text=True,
             env=environment,
         )
+        STARTED.append(self)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 

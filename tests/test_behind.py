@@ -56,11 +56,11 @@ def test_where_the_disk_is_full_training_goes_on_and_the_checkpoint_comes_later(
 ):
     save_dir, ballast = tmp_path / "save", tmp_path / "save" / "ballast"
     save_dir.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(save_dir)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(save_dir)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("not allowed to mount here")
     try:
-        ballast.write_bytes(b"x" * 6_500_000)
+        ballast.write_bytes(b"x" * 65_500_000)
         options = ("--save-interval-updates", "10", "--ray-max-workers", "1")
         run = ray_train(tmp_path, english, MODEL, *options, "--max-update", "400", pause_s=0.1)
         (first, *_) = run.until(lambda: run.events("unsaved"))
