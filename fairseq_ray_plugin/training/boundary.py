@@ -22,6 +22,9 @@ from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 
+OPTIMIZER_ADDED = "optimizer_added"
+"""Key in our part: fairseq would not have put the optimizer's state into a checkpoint."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Boundary:
@@ -188,7 +191,9 @@ class StateKeeper:
         with _side_stream():
             self.trainer.consolidate_optimizer()
             state: dict[str, Any] = self.trainer.state_dict()
-            if "last_optimizer_state" not in state:  # --no-save-optimizer-state is for checkpoints
+            # --no-save-optimizer-state is for checkpoints
+            is_added = "last_optimizer_state" not in state
+            if is_added:
                 state["last_optimizer_state"] = self.trainer.optimizer.state_dict()
             state = utils.move_to_cpu(state)
             left_out = utils.move_to_cpu(exact.collect(self.trainer))
@@ -197,6 +202,7 @@ class StateKeeper:
             val_loss=boundary.val_loss,
             **self.extra(boundary, left_out),
         )
+        state["extra_state"][EXTRA][OPTIMIZER_ADDED] = is_added
         if boundary.best is not None:
             state["extra_state"]["best"] = boundary.best
         return state

@@ -24,6 +24,7 @@ from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests, st
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import raw, state_file
+from fairseq_ray_plugin.training.boundary import OPTIMIZER_ADDED
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 from fairseq_ray_plugin.worker.to_store import ToStore
 
@@ -48,8 +49,11 @@ def _write(task: WriteCheckpoint) -> Written:
     plan: Plan | None = state.pop(DUE, None)
     if task.target is None:
         assert plan is not None
-        # without the 32-bit parameters: these files stay as large as stock fairseq's
-        state["extra_state"][EXTRA]["left_out"].pop("params", None)
+        # what is in it for a snapshot alone: these files stay as large as stock fairseq's
+        ours = state["extra_state"][EXTRA]
+        ours["left_out"].pop("params", None)
+        if ours.pop(OPTIMIZER_ADDED, False):
+            del state["last_optimizer_state"]
     if task.store:
         return _write_to_store(task, state, plan)
     if task.target is not None:

@@ -12,6 +12,7 @@ from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
 from fairseq_ray_plugin.checkpoints import catalog, claim, manifests
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import raw
+from fairseq_ray_plugin.training.boundary import OPTIMIZER_ADDED
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 from fairseq_ray_plugin.worker.writer import write_checkpoint
 
@@ -114,6 +115,18 @@ def test_without_a_last_one_it_goes_by_its_own_name(tmp_path):
     due = plan(tmp_path / "save", 10, no_last_checkpoints=True)
     name = str(tmp_path / "save" / "checkpoint_1_10.pt")
     assert Written(name) == write(snapshot(tmp_path, 10, due))
+
+
+def test_without_the_optimizers_state_where_fairseq_would_leave_it_out(tmp_path):
+    due = plan(tmp_path / "save", 10)
+    path = snapshot(tmp_path, 10)
+    state = raw.read(path)
+    state["extra_state"][EXTRA][OPTIMIZER_ADDED] = True
+    raw.write({**state, DUE: due, "last_optimizer_state": {"state": {}}}, path)
+    write(path)
+    last = load(tmp_path / "save" / "checkpoint_last.pt")
+    assert "last_optimizer_state" not in last
+    assert OPTIMIZER_ADDED not in last["extra_state"][EXTRA]
 
 
 def test_a_worse_one_is_not_the_best(tmp_path):
