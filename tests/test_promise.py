@@ -81,13 +81,13 @@ def test_without_the_optimizers_state_training_does_not_go_on_as_if_it_had_it(
     assert 1 == again.wait()
     assert "checkpoint_last.pt has no optimizer state (--no-save-optimizer-state)" in again.output
     assert "Traceback" not in again.output
-    lost = train(
+    # what was put by to become the checkpoint has it
+    killed = train(
         *("--max-update", "12", "--reset-optimizer", "--reset-dataloader"),
         *("--save-interval-updates", "4"),
-        faults=[fault(0, 9, "SIGKILL")],
-    )
-    assert 1 == lost.wait()
-    assert "so training cannot go on from its update 8" in lost.output
+        faults=[fault(0, 10, "SIGKILL")],
+    ).finish()
+    assert 2 >= killed.redone()
 
 
 def test_ranks_that_drift_apart_end_the_run_before_a_checkpoint_is_written(

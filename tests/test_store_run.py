@@ -9,6 +9,7 @@ import data
 import object_stores
 import pytest
 from faulty_proxy import FaultyProxy
+from ray.cluster_utils import Cluster
 from runs import kill, ray_train
 
 from fairseq_ray_plugin.checkpoints import claim
@@ -31,17 +32,27 @@ def store(tmp_path, monkeypatch):
         yield proxy, folder / object_stores.BUCKET / "runs" / "one"
 
 
+@pytest.fixture
+def with_keys(store, ray_folder):
+    """A cluster whose every node has them, also the one that the control loop lives on."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
 def names(folder):
     return sorted(path.name for path in Path(folder).glob("*.pt"))
 
 
 def test_a_run_into_a_store_is_as_one_into_a_folder_whatever_happens(
-    tmp_path, english, store, nodes, monkeypatch
+    tmp_path, english, store, with_keys, monkeypatch
 ):
     proxy, there = store
-    nodes.add()
-    nodes.add()
-    address = nodes.address
+    address = with_keys
     plain = ray_train(tmp_path / "plain", english, OPTIONS, address=address).finish()
     # nodes do not have it: it comes with the run
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
