@@ -25,6 +25,20 @@ def freshest(copies: Iterable[Copy]) -> Copy | None:
     return max(copies, key=lambda c: (c.update, -_LASTS.index(type(c.place))), default=None)
 
 
+def to_go_on_from(s: Step) -> Copy | None:
+    """The freshest copy at hand; of several one in memory, where a checkpoint has not all of it.
+
+    fairseq leaves 32-bit parameters behind `--fp16` out of it, and what its options say.
+    """
+    there = at_hand(s)
+    best = freshest(there)
+    for copy in there:
+        in_memory = isinstance(copy.place, InMemory) and s.node_stays(copy.place.node)
+        if best is not None and copy.update == best.update and in_memory:
+            return copy
+    return best
+
+
 def at_hand(s: Step) -> list[Copy]:
     """What is held, in the memory of nodes that have a worker, and in the save dir."""
     kept = [s.state.checkpoint] if s.state.checkpoint else []

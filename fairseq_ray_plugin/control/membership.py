@@ -120,7 +120,7 @@ def gather(s: Step, phase: Gathering) -> None:
         stopping.end_when_saved(s, state.ending, phase.since)
         return
     ready = s.usable()
-    copy = copies.freshest(copies.at_hand(s))
+    copy = copies.to_go_on_from(s)
     match copy:
         case Copy(_, HeldBy(worker)):
             # no node that goes away, whose memory goes with it

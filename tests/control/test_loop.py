@@ -570,6 +570,15 @@ def test_an_older_checkpoint_that_comes_late_is_not_taken_for_the_newest():
     assert 20 == cluster.state.checkpoint.update
 
 
+def test_a_snapshot_has_what_fairseq_leaves_out_of_a_checkpoint_of_the_same_update():
+    cluster = Cluster()
+    cluster.train({"a": 1})
+    cluster.see(cluster.snapshot("worker-0", 10, "memory"))
+    cluster.see(cluster.checkpoint("worker-0", 10, "checkpoint_last.pt"))
+    (start,) = cluster.see(cluster.ended("worker-0", "was killed"))
+    assert InMemory("a", "memory") == start.source.place
+
+
 def test_a_second_snapshot_of_an_update_goes_again():
     cluster = Cluster()
     cluster.train({"a": 1})
