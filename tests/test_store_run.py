@@ -16,7 +16,7 @@ from fairseq_ray_plugin.checkpoints import claim
 
 URL = f"s3://{object_stores.BUCKET}/runs/one"
 OPTIONS = (
-    *(*data.MASKED_LM, "--fix-batch-size", "8", "--max-update", "60"),
+    *(*data.MASKED_LM, "--fix-batch-size", "8", "--max-update", "120"),
     *("--save-interval-updates", "10", "--keep-interval-updates", "2"),
 )
 
