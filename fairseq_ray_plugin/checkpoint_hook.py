@@ -15,7 +15,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import claim, files, manifests
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import (
@@ -112,9 +112,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         """A copy that is killed half-way must not leave a torn checkpoint_last.pt."""
         if PathManager.path_requires_pathmanager(target):
             return original(path, target, overwrite)
-        with files.whole(target, durable=True) as partial:
-            original(path, partial, overwrite)
-        manifests.copy(path, target)
+        state_file.copy(path, target)
         return target
 
     PathManager.copy = staticmethod(PathManager.copy)

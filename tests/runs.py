@@ -14,6 +14,7 @@ from pathlib import Path
 
 import data
 import psutil
+import torch
 
 from fairseq_ray_plugin.report import journal
 
@@ -242,3 +243,24 @@ def residences(address: str) -> list[psutil.Process]:
                 if raylet and address in " ".join(raylet.cmdline()):
                     there.append(process)
     return there
+
+
+def check_epochs(run, num_epochs):
+    """Every epoch ate every sample once."""
+    samples = run.samples()
+    assert list(range(1, len(samples) + 1)) == list(samples)
+    length = len(samples) // num_epochs
+    for begin in range(1, len(samples), length):
+        eaten = [i for update in range(begin, begin + length) for i in samples[update]]
+        assert list(range(len(eaten))) == sorted(eaten)
+
+
+def same(expected, actual):
+    """Equal to the last bit, tensors too."""
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(expected, actual)
+    if isinstance(expected, dict):
+        return list(expected) == list(actual) and same([*expected.values()], [*actual.values()])
+    if isinstance(expected, list | tuple):
+        return len(expected) == len(actual) and all(map(same, expected, actual))
+    return expected == actual

@@ -10,7 +10,7 @@ import pytest
 import torch
 from metadata import MetadataServer
 from oom import too_little_memory
-from runs import STATEFUL, kill, ray_train
+from runs import STATEFUL, check_epochs, kill, ray_train, same
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8")
 
@@ -23,16 +23,6 @@ def check_samples(run, num_updates):
     assert len(eaten) == len(set(eaten)), "a sample was eaten twice within the epoch"
     # one mini-batch of the whole text is short
     assert all(len(ids) in (8, 5) for ids in samples.values())
-
-
-def check_epochs(run, num_epochs):
-    """Every epoch ate every sample once."""
-    samples = run.samples()
-    assert list(range(1, len(samples) + 1)) == list(samples)
-    length = len(samples) // num_epochs
-    for begin in range(1, len(samples), length):
-        eaten = [i for update in range(begin, begin + length) for i in samples[update]]
-        assert list(range(len(eaten))) == sorted(eaten)
 
 
 def has_worker(nodes, node):
@@ -448,14 +438,3 @@ def test_after_failures_the_whole_state_is_that_of_an_undisturbed_run_bit_for_bi
     timeless = set(meters) - {"train_wall", "wall", "wps", "ups", "gb_free"}
     assert {"loss", "gnorm", "lr", "bsz"} < timeless
     assert {k: meters[k] for k in timeless} == {k: meters_there[k] for k in timeless}
-
-
-def same(expected, actual):
-    """Equal to the last bit, tensors too."""
-    if isinstance(expected, torch.Tensor):
-        return torch.equal(expected, actual)
-    if isinstance(expected, dict):
-        return list(expected) == list(actual) and same([*expected.values()], [*actual.values()])
-    if isinstance(expected, list | tuple):
-        return len(expected) == len(actual) and all(map(same, expected, actual))
-    return expected == actual

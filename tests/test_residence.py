@@ -7,21 +7,11 @@ import time
 
 import data
 import psutil
-from runs import BIN, Run, kill, ray_train, residences
+from runs import BIN, Run, check_epochs, kill, ray_train, residences
 
 from fairseq_ray_plugin import head
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
-
-
-def check_epochs(run, num_epochs):
-    """Every epoch ate every sample once."""
-    samples = run.samples()
-    assert list(range(1, len(samples) + 1)) == list(samples)
-    length = len(samples) // num_epochs
-    for begin in range(1, len(samples), length):
-        eaten = [i for update in range(begin, begin + length) for i in samples[update]]
-        assert list(range(len(eaten))) == sorted(eaten)
 
 
 def names(address):

@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
+from fairseq_ray_plugin.checkpoints import files
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "fairseq_ray_"
@@ -101,11 +103,9 @@ class MemoryFolder:
                     os.remove(path)
 
     def remove_partials(self) -> None:
-        """What killed writers left of a snapshot: `NAME.PID.tmp`, of a process that is no more."""
+        """What killed writers left of a snapshot."""
         for folder in self.folders:
-            for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):
-                if _is_of_the_dead(path.split(".")[-2]):
-                    self.remove([path])
+            files.remove_partials(folder)
 
     def remove_folders(self) -> None:
         """What killed workers left: `NAME_PID`, a worker's own folder."""

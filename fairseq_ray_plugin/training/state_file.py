@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ def write(state: dict[str, Any], path: str) -> None:
     except contents.NoCheckpoint:  # fairseq's crash.pt
         return
     manifests.write(path, summing.fingerprint, facts)
+
+
+def copy(source: str, target: str) -> None:
+    """A checkpoint has another name, too. Not by a link: one that is damaged leaves the other."""
+    with files.whole(target, durable=True) as partial:
+        shutil.copyfile(source, partial)
+    manifests.copy(source, target)
 
 
 def put_by(state: dict[str, Any], path: str) -> None:

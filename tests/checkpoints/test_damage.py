@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import same, state, write_ours, write_stock
+from runs import same
+from states import state, write_ours, write_stock
 
 from fairseq_ray_plugin.checkpoints import archive, catalog
 from fairseq_ray_plugin.checkpoints.sums import Damaged

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 
 import psutil
 import pytest
@@ -116,7 +117,7 @@ def test_what_is_not_wanted_any_more_takes_no_room(driver):
 
 def test_what_a_killed_rank_left_of_a_snapshot_goes_with_it(driver, ranks):
     rank = start(driver, ranks)
-    partial = driver.memory[0] / f"update_7.pt.{rank.pid}.tmp"
+    partial = driver.memory[0] / f"update_7.raw.{socket.gethostname()}.{rank.pid}.tmp"
     partial.write_text("half a state")
     os.kill(rank.pid, signal.SIGKILL)
     assert isinstance(driver.hear().says, Ended)
