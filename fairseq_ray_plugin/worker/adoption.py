@@ -16,7 +16,7 @@ def found(worker: Worker) -> Found:
     said, folders = worker.messages, worker.memory.folders
     return Found(
         node=worker.get_node_id(),
-        is_ready=worker.ready,
+        is_ready=worker.server is not None and worker.server.is_ready,
         num_heard=said.num_forgotten,
         newest=max(worker.generation, worker.void),
         generation=worker.generation,

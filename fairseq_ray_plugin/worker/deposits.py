@@ -5,9 +5,15 @@ What becomes of them is the worker's business (`writing`).
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import psutil
 
 from fairseq_ray_plugin.assignment import NOTHING, Backlog, Due
 from fairseq_ray_plugin.protocol import Delayed
@@ -17,6 +23,9 @@ from fairseq_ray_plugin.worker.snapshots import Snapshots
 DUE = ".due"
 """The end of a snapshot's other name, by which the worker has it."""
 
+_NAME = re.compile(r"update_(\d+)_(\d+)_")
+"""Of a snapshot: its update, and the process that has it."""
+
 MOST_DUE = 2
 """Where so many are not written yet, training waits for one of them."""
 
@@ -25,6 +34,19 @@ LAST_WAIT_S = 900.0
 
 SIGN_S = 1.0
 """How often who waits shows that it does."""
+
+
+def left_behind(folders: Iterable[str]) -> list[Due]:
+    """What was due to be written by workers that are no more; from now on this process has it."""
+    left = []
+    for path in (p for folder in folders for p in glob.glob(f"{glob.escape(folder)}/*{DUE}")):
+        folder, name = os.path.split(path)
+        if (found := _NAME.match(name)) and not psutil.pid_exists(int(found[2])):
+            ours = os.path.join(folder, f"update_{found[1]}_{os.getpid()}_{name}")
+            with contextlib.suppress(FileNotFoundError):  # another worker was faster
+                os.rename(path, ours)
+                left.append(Due(0, 0, int(found[1]), ours))
+    return left
 
 
 class Deposits:

@@ -12,22 +12,17 @@ import dataclasses
 import os
 import shutil
 import socket
-import subprocess
-import sys
-from multiprocessing.connection import Connection, Pipe
-from multiprocessing.reduction import send_handle
+from multiprocessing.connection import Connection
 
 from fairseq_ray_plugin.assignment import (
     Assignment,
     Backlog,
     Due,
     Exited,
-    Fork,
     Forked,
     Found,
     Holding,
     Job,
-    Kill,
     Preload,
     Role,
     Write,
@@ -55,8 +50,9 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
     WorkerMessage,
 )
-from fairseq_ray_plugin.worker import adoption, evidence, meeting, notices, user_code
+from fairseq_ray_plugin.worker import adoption, deposits, evidence, meeting, notices, user_code
 from fairseq_ray_plugin.worker.outbox import Outbox
+from fairseq_ray_plugin.worker.server import Message, Server
 from fairseq_ray_plugin.worker.writing import Writing
 
 HEARTBEAT_S = 0.5
@@ -67,9 +63,6 @@ ANSWER_S = 2.0
 
 WRITING_S = 60.0
 """The last checkpoint waits so long for the one that is being written."""
-
-END_S = 1.0
-"""A server that takes longer to end is ended; nobody waits long for a worker that stops."""
 
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
@@ -92,7 +85,7 @@ class Worker:
         self.memory = MemoryFolder(job.run_id, self.get_node_id())
         self.held_for_store = ""  # name of the state that is held, on its way through memory
         self.listener: socket.socket | None = None
-        self.server: Connection | None = None
+        self.server: Server | None = None
         self.link: Connection | None = None
         self.generation = 0
         """That of the rank at the other end of `link`, or that was there last."""
@@ -107,7 +100,6 @@ class Worker:
         self.rank_ended = asyncio.Event()  # there is none, and its server has said why
         self.rank_ended.set()
         self.answered = False
-        self.ready = False
         self.user_dir: str | None = None
 
     def get_node_ip(self) -> str:
@@ -133,23 +125,19 @@ class Worker:
         except (OSError, ValueError) as error:
             self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
             return
-        self.server, end = Pipe()
-        environment = {**os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)}
-        self.process = subprocess.Popen(
-            [sys.executable, *self.server_program, str(end.fileno())],
-            pass_fds=[end.fileno()],
-            env=environment,
-        )
-        end.close()
-        self.server.send(
+        self.server = Server(
+            self.server_program,
+            {**os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)},
             Preload(
                 cfg=job.cfg,
                 working_dir=job.working_dir,
                 python_path=job.python_path,
                 user_dir=self.user_dir,
-            )
+            ),
+            self._hear_server,
         )
-        asyncio.get_running_loop().add_reader(self.server.fileno(), self._hear_server)
+        for due in deposits.left_behind(self.memory.folders):
+            self.writing.add(due)
         watches = (self._watch_notices(), self._watch_imports())
         self.watches = [asyncio.create_task(watch) for watch in watches]
 
@@ -160,8 +148,8 @@ class Worker:
 
     async def _watch_imports(self) -> None:
         await asyncio.sleep(IMPORT_LIMIT_S)
-        if not self.ready:
-            stacks = await evidence.stacks(self.process.pid)
+        if self.server is not None and not self.server.is_ready:
+            stacks = await evidence.stacks(self.server.process.pid)
             text = f"importing what it needs takes longer than {IMPORT_LIMIT_S:.0f} s:\n{stacks}"
             self.messages.put(Unfit(text))
 
@@ -237,29 +225,20 @@ class Worker:
                 master[0], self.get_node_ip(), {**os.environ, **job.environment}
             ),
         )
-        self.link, end = Pipe()
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
-        self.server.send(Fork(assignment, listener is not None))
-        send_handle(self.server, end.fileno(), None)
-        end.close()
+        self.link = self.server.fork(assignment, listener)
         if listener is not None:
-            send_handle(self.server, listener.fileno(), None)
-            listener.close()
             self.listener = None
         asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
         self.writing.new_rank()
 
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
         assert self.server is not None
-        link, end = Pipe()
         job = self.job
         order = dataclasses.replace(order, claim=job.claim, store=job.store)
         if job.store:
             order = dataclasses.replace(order, passage=self._own_folder("passage"))
-        self.server.send(order)
-        send_handle(self.server, end.fileno(), None)
-        end.close()
-        return link
+        return self.server.fork_writer(order)
 
     async def tell(self, order: Order) -> None:
         """What is asked for is under way; every order but `Drop` is answered by a message."""
@@ -301,7 +280,7 @@ class Worker:
     def _end_unanswering(self, generation: int) -> None:
         if generation == self.generation and self.link is not None and not self.answered:
             assert self.server is not None
-            self.server.send(Kill())
+            self.server.kill_rank()
 
     async def _save(self, as_checkpoint: bool) -> None:
         if as_checkpoint:  # an older state must not come after it under the same name
@@ -326,15 +305,7 @@ class Worker:
         if self.server is not None:
             for watch in self.watches:
                 watch.cancel()
-            asyncio.get_running_loop().remove_reader(self.server.fileno())
-            self.server.close()
-            if not self.ready:  # it imports, and does not listen
-                self.process.kill()
-            try:
-                await asyncio.to_thread(self.process.wait, END_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                await asyncio.to_thread(self.process.wait)
+            await self.server.close()
         for what in ("user_dir", "restored", "passage"):
             if self.memory.folders:
                 shutil.rmtree(self._own_folder(what), True)
@@ -374,19 +345,12 @@ class Worker:
         except (EOFError, OSError):
             self._drop_link()
 
-    def _hear_server(self) -> None:
-        assert self.server is not None
-        try:
-            message = self.server.recv()
-        except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(self.server.fileno())
-            message = Unfit("its preloaded server died")
-            self.rank_ended.set()
+    def _hear_server(self, message: Message) -> None:
         match message:
             case Ready():
-                self.ready = True
                 self.messages.put(message)
             case Unfit():
+                self.rank_ended.set()
                 self.messages.put(message)
             case Forked(generation, pid) if generation == self.generation:
                 self.memory.remove_partials()

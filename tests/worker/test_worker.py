@@ -120,7 +120,7 @@ def test_the_last_words_of_a_rank_come_before_its_end(driver, ranks):
     async def do_not_listen():
         rank.say(*words)
         rank.exit(3)
-        assert driver.worker.server.poll(puppets.WAIT_S)
+        assert driver.worker.server._connection.poll(puppets.WAIT_S)
 
     driver.ask(do_not_listen())
     assert [FromRank(1, word) for word in words] == [driver.hear() for _ in words]
@@ -165,7 +165,7 @@ def test_the_end_of_a_rank_that_is_heard_late_is_not_taken_for_its_successors(dr
 
     async def start_another():
         first.exit(3)
-        assert driver.worker.server.poll(puppets.WAIT_S)
+        assert driver.worker.server._connection.poll(puppets.WAIT_S)
         await driver.worker.start(role(2), MASTER)
 
     driver.ask(start_another())
@@ -235,12 +235,12 @@ def test_a_planned_stop_leaves_a_rank_its_time(driver, ranks):
 def test_a_rank_whose_end_is_told_late_is_not_said_to_hold_nothing_before_that(driver, ranks):
     """Its end of the pipe closes a moment before its server knows how it ended."""
     rank = start(driver, ranks)
-    os.kill(driver.worker.process.pid, signal.SIGSTOP)
+    os.kill(driver.worker.server.process.pid, signal.SIGSTOP)
     rank.kill()
     while driver.worker.link is not None:
         driver.let_pass(0)
     answer = driver.begin(driver.worker.tell(Hold(1, at_once=True)))
-    os.kill(driver.worker.process.pid, signal.SIGCONT)
+    os.kill(driver.worker.server.process.pid, signal.SIGCONT)
     answer.result(puppets.WAIT_S)
     assert isinstance(driver.hear().says, Ended)
     assert FromRank(1, Held(None, 1)) == driver.hear()

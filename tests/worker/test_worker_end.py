@@ -23,6 +23,7 @@ from fairseq_ray_plugin.protocol import (
     Unfit,
     Unsaved,
 )
+from fairseq_ray_plugin.worker import server
 from fairseq_ray_plugin.worker import worker as worker_room
 
 pytestmark = pytest.mark.timeout(60)
@@ -138,7 +139,7 @@ def test_a_rank_lives_on_where_old_snapshots_cannot_be_removed(driver, ranks):
 
 def test_a_worker_whose_server_dies_is_unfit(driver, ranks):
     rank = start(driver, ranks)
-    driver.worker.process.kill()
+    driver.worker.server.process.kill()
     rank.wait()
     assert Unfit("its preloaded server died") == driver.hear()
     assert driver.hears_nothing()
@@ -167,7 +168,7 @@ def test_a_worker_that_stops_leaves_nothing_behind(driver, ranks):
     rank = start(driver, ranks)
     rank.kill(signal.SIGSTOP)
     snapshot_in_memory(driver)
-    processes = [psutil.Process(rank.pid), psutil.Process(driver.worker.process.pid)]
+    processes = [psutil.Process(rank.pid), psutil.Process(driver.worker.server.process.pid)]
     driver.close()
     assert [] == left(driver, *processes)
 
@@ -179,10 +180,10 @@ def test_a_worker_that_stops_while_it_imports_leaves_nothing_behind(importing, r
 
 
 def test_a_worker_that_stops_does_not_wait_for_a_server_that_hangs(driver, ranks, monkeypatch):
-    monkeypatch.setattr(worker_room, "END_S", 0.1)
+    monkeypatch.setattr(server, "END_S", 0.1)
     rank = start(driver, ranks)
-    driver.worker.process.send_signal(signal.SIGSTOP)
-    processes = [psutil.Process(driver.worker.process.pid)]
+    driver.worker.server.process.send_signal(signal.SIGSTOP)
+    processes = [psutil.Process(driver.worker.server.process.pid)]
     driver.close()
     rank.wait()
     assert [] == left(driver, *processes)

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from driving import hold, start
+from driving import Driver, hold, start
 
 from fairseq_ray_plugin.assignment import Backlog, Due, Write, WriteCheckpoint, Written
 from fairseq_ray_plugin.protocol import (
@@ -14,6 +14,7 @@ from fairseq_ray_plugin.protocol import (
     FromRank,
     InMemory,
     Publish,
+    Ready,
     Save,
     Saved,
 )
@@ -156,6 +157,28 @@ def test_a_snapshot_is_published_though_nothing_else_can_be_written(driver, rank
     assert str(driver.last_checkpoint) == writer.task.target
     written(writer, writer.task.target)
     assert FromRank(1, Saved(9, writer.task.target)) == driver.hear()
+
+
+def test_what_a_dead_worker_had_to_write_is_written_by_the_next_on_its_node(
+    driver, ranks, tmp_path
+):
+    rank = start(driver, ranks)
+    rank.kill()
+    assert isinstance(driver.hear().says, Ended)
+    living = driver.memory[0] / f"update_20_{os.getpid()}_1.raw.due"
+    left = driver.memory[0] / f"update_10_{rank.pid}_3.raw.due"
+    for path in (living, left):
+        path.write_text("state")
+    successor = Driver(ranks.ranks, tmp_path / "save_dir")
+    try:
+        assert Ready() == successor.hear()
+        writer = ranks.next()
+        assert not left.exists() and living.exists()
+        written(writer, "checkpoint_1_10.pt")
+        assert FromRank(0, Checkpointed(10, "checkpoint_1_10.pt")) == successor.hear()
+        assert not os.path.exists(writer.task.snapshot)
+    finally:
+        successor.close()
 
 
 def test_a_worker_that_stops_ends_who_writes(driver, ranks):

@@ -1,0 +1,106 @@
+"""A worker's preloaded server, from the worker's side (`forkserver` is what runs there)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import send_handle
+
+from fairseq_ray_plugin.assignment import (
+    Assignment,
+    Exited,
+    Fork,
+    Forked,
+    Kill,
+    Preload,
+    WriteCheckpoint,
+)
+from fairseq_ray_plugin.protocol import Ready, Unfit
+
+END_S = 1.0
+"""A server that takes longer to end is ended; nobody waits long for a worker that stops."""
+
+Message = Ready | Unfit | Forked | Exited
+
+
+class Server:
+    """A process that imports everything once, and forks others that have.
+
+    Args:
+        program: what Python runs.
+        on_message: called from the event loop with what it says; `Unfit` where it has died.
+    """
+
+    def __init__(
+        self,
+        program: Sequence[str],
+        environment: Mapping[str, str],
+        preload: Preload,
+        on_message: Callable[[Message], None],
+    ) -> None:
+        self._on_message = on_message
+        self._connection, end = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, *program, str(end.fileno())],
+            pass_fds=[end.fileno()],
+            env=dict(environment),
+        )
+        end.close()
+        self._connection.send(preload)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._connection.fileno(), self._hear)
+        self.is_ready = False
+
+    def fork(self, assignment: Assignment, listener: socket.socket | None) -> Connection:
+        """A rank begins, and the one before it ends; returns the connection to it.
+
+        Args:
+            listener: the socket at `assignment.master`, which goes to the rank.
+        """
+        link = self._fork(Fork(assignment, listener is not None))
+        if listener is not None:
+            send_handle(self._connection, listener.fileno(), None)
+            listener.close()
+        return link
+
+    def fork_writer(self, order: WriteCheckpoint) -> Connection:
+        """A process begins that writes; returns the connection to it."""
+        return self._fork(order)
+
+    def kill_rank(self) -> None:
+        """The rank ends, for it does not answer."""
+        self._connection.send(Kill())
+
+    async def close(self) -> None:
+        """It ends, and all that it has forked."""
+        self._loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        if not self.is_ready:  # it imports, and does not listen
+            self.process.kill()
+        try:
+            await asyncio.to_thread(self.process.wait, END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+
+    def _fork(self, order: Fork | WriteCheckpoint) -> Connection:
+        link, end = Pipe()
+        with contextlib.closing(end):
+            self._connection.send(order)
+            send_handle(self._connection, end.fileno(), None)
+        return link
+
+    def _hear(self) -> None:
+        message: Message
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            self._loop.remove_reader(self._connection.fileno())
+            message = Unfit("its preloaded server died")
+        self.is_ready = self.is_ready or isinstance(message, Ready)
+        self._on_message(message)
