@@ -15,7 +15,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim, claim_places
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import (
@@ -83,7 +83,7 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
         agreement.check(trainer, order_of(epoch_itr))
         # training waits for no store: there who writes looks first
         has_place = keeper.rank == 0 and not keeper.store
-        if has_place and claim.is_overtaken(claim.place_of(cfg.save_dir), keeper.claim):
+        if has_place and claim.is_overtaken(claim_places.place_of(cfg.save_dir), keeper.claim):
             raise Refused(f"{cfg.save_dir} {claim.OVERTAKEN}", spoiled=True)
         written.clear()
         # a task that is told of what was written, by fairseq main, is told when it was

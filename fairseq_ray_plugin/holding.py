@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.checkpoints.journal_copy import JournalCopy
 from fairseq_ray_plugin.report.journal import Journal
 
@@ -45,7 +45,7 @@ def hold(job: Job, save_dir: str, run: str = "", is_needed: bool = True) -> Iter
     with contextlib.ExitStack() as undo:
         held = None
         try:
-            held = claim.take(claim.place_of(save_dir), stores.shown(save_dir), run=run)
+            held = claim.take(claim_places.place_of(save_dir), stores.shown(save_dir), run=run)
             undo.callback(held.release)
             journal = Journal(_folder(save_dir, undo), job.name)
         except claim.InUse as error:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.connecting import connect
 from fairseq_ray_plugin.holding import Unusable, hold, whole_name
 from fairseq_ray_plugin.options import (
@@ -63,7 +63,7 @@ def _refuse_early() -> None:
     if {"-h", "--help"} & set(rest):
         return
     try:
-        claim.refuse_if_in_use(claim.place_of(args.save_dir), stores.shown(args.save_dir))
+        claim.refuse_if_in_use(claim_places.place_of(args.save_dir), stores.shown(args.save_dir))
     except (claim.InUse, stores.StoreError) as error:
         _exit(error)
     except OSError as error:
@@ -220,7 +220,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
         save_dir = cfg.checkpoint.save_dir
-        claim.refuse_if_in_use(claim.place_of(save_dir), stores.shown(save_dir))
+        claim.refuse_if_in_use(claim_places.place_of(save_dir), stores.shown(save_dir))
         if not stores.is_url(save_dir):
             journal.Journal(save_dir)  # there is no use in training without a save dir
     except (ValueError, OSError, claim.InUse, stores.StoreError) as error:

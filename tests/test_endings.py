@@ -13,7 +13,7 @@ import pytest
 import torch
 from runs import TESTS, ray_train, residences
 
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim, claim_places
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
 
@@ -86,7 +86,7 @@ def test_a_run_whose_save_dir_was_taken_over_writes_nothing_over_the_other_runs(
         pause_s=0.1,
     )
     run.until(lambda: run.events("checkpoint"))
-    there = claim.place_of(str(run.save_dir))
+    there = claim_places.place_of(str(run.save_dir))
     other = dataclasses.replace(claim.this_process(), host="host-b", machine="another")
     there.create("2.json", json.dumps(dataclasses.asdict(other)).encode())
     begin = time.time()

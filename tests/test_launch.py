@@ -19,7 +19,7 @@ from runs import RECORDER, Run, ray_train
 import fairseq_ray_plugin
 from fairseq_ray_plugin import launch
 from fairseq_ray_plugin.assignment import Job
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim_places
 from fairseq_ray_plugin.protocol import Ready
 from fairseq_ray_plugin.worker.user_code import pack_folder
 from fairseq_ray_plugin.worker.worker import Worker
@@ -153,7 +153,7 @@ def test_a_save_dir_in_use_is_refused_at_once_and_its_run_goes_on(tmp_path, engl
     assert took < 2, "before fairseq is imported"
     run.finish()
     assert 30 == run.events("finished")[-1]["update"]
-    there = claim.place_of(str(run.save_dir))
+    there = claim_places.place_of(str(run.save_dir))
     assert ["1.json"] == there.names() and json.loads(there.read("1.json"))["released"]
 
 

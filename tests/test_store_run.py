@@ -12,7 +12,7 @@ from faulty_proxy import FaultyProxy
 from ray.cluster_utils import Cluster
 from runs import kill, ray_train
 
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim_places
 
 URL = f"s3://{object_stores.BUCKET}/runs/one"
 OPTIONS = (
@@ -129,6 +129,6 @@ def test_what_is_lost_in_memory_comes_from_the_store_and_so_does_a_named_file(
 
 
 def claim_of(folder):
-    place = claim.InFolder(str(folder))
+    place = claim_places.InFolder(str(folder))
     (name,) = place.names()
     return json.loads(place.read(name))

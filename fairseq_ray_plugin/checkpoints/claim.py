@@ -21,15 +21,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from fairseq_ray_plugin.checkpoints import stores
-from fairseq_ray_plugin.checkpoints.claim_in_store import InStore
+from fairseq_ray_plugin.checkpoints.claim_places import Place
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "elastic_claim"
-"""Of a save dir: where claims are."""
 
 BEAT_S = 3.0
 """How often a claim is renewed."""
@@ -43,83 +39,6 @@ LOOK_S = 0.2
 
 OVERTAKEN = "was taken over by another run: nothing more is written there"
 """Said where a checkpoint is not written."""
-
-
-class Place(Protocol):
-    """Where the claims on a save dir are: small named objects, in a folder or an object store.
-
-    What one process has done, all others see. Each may raise OSError.
-    """
-
-    def names(self) -> list[str]:
-        """Of all objects."""
-
-    def read(self, name: str) -> bytes | None:
-        """None: there is no such object."""
-
-    def create(self, name: str, content: bytes) -> bool:
-        """False: there is one, and it stays as it is."""
-
-    def replace(self, name: str, content: bytes) -> None:
-        """The object, which exists, has other content."""
-
-    def remove(self, name: str) -> None:
-        """There is no such object any more, if there was one."""
-
-
-class InFolder:
-    """Claims in a folder, on this machine's disk or on a file system that several share."""
-
-    def __init__(self, save_dir: str) -> None:
-        self._folder = os.path.join(save_dir, FOLDER)
-
-    def names(self) -> list[str]:
-        try:
-            return os.listdir(self._folder)
-        except FileNotFoundError:
-            return []
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            with open(os.path.join(self._folder, name), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    def create(self, name: str, content: bytes) -> bool:
-        os.makedirs(self._folder, exist_ok=True)
-        path = os.path.join(self._folder, name)
-        try:
-            with open(path, "xb") as file:
-                file.write(content)
-        except FileExistsError:
-            return False
-        except OSError:  # no room: half a claim would be waited for
-            with contextlib.suppress(OSError):
-                os.remove(path)
-            raise
-        return True
-
-    def replace(self, name: str, content: bytes) -> None:
-        # in its place: that needs no room on a full disk, and makes no file where there is none
-        with open(os.path.join(self._folder, name), "r+b") as file:
-            file.write(content)
-            file.truncate()
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(self._folder, name))
-
-
-def place_of(save_dir: str) -> Place:
-    """Where the claims on a save dir are.
-
-    Raises:
-        stores.StoreError: it is a URL that means nothing here.
-    """
-    if stores.is_url(save_dir):
-        return InStore(stores.open_store(save_dir), FOLDER)
-    return InFolder(save_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
-from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.protocol import (
     Activity,
     Checkpointed,
@@ -166,7 +166,7 @@ def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeep
             case Write(folders, name, as_checkpoint):
                 try:
                     # where snapshots go there are no claims, and nobody overtakes
-                    if claim.is_overtaken(claim.place_of(folders[0]), keeper.claim):
+                    if claim.is_overtaken(claim_places.place_of(folders[0]), keeper.claim):
                         raise OSError(f"{folders[0]} {claim.OVERTAKEN}")
                     save = functools.partial(keeper.save, as_checkpoint=as_checkpoint)
                     path = snapshots.write(save, folders, name)

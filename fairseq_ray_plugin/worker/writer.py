@@ -19,7 +19,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import claim, contents, files, manifests, stores
+from fairseq_ray_plugin.checkpoints import claim, claim_places, contents, files, manifests, stores
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import raw, state_file
@@ -91,7 +91,7 @@ def _name_save_dir(state: dict[str, Any], save_dir: str) -> None:
 
 
 def _require_claim(save_dir: str, number: int) -> None:
-    if claim.is_overtaken(claim.place_of(save_dir), number):
+    if claim.is_overtaken(claim_places.place_of(save_dir), number):
         raise OSError(f"{stores.shown(save_dir)} {claim.OVERTAKEN}")
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fairseq_ray_plugin.checkpoints import claim as room
-from fairseq_ray_plugin.checkpoints import claim_in_store, stores
-from fairseq_ray_plugin.checkpoints.claim import Claim, InFolder, InUse, is_overtaken, take
+from fairseq_ray_plugin.checkpoints import claim_places, stores
+from fairseq_ray_plugin.checkpoints.claim import Claim, InUse, is_overtaken, take
+from fairseq_ray_plugin.checkpoints.claim_places import InFolder
 
 
 class InStore:
@@ -47,7 +48,7 @@ def place(request, tmp_path):
             return InFolder(str(tmp_path))
         case "store":
             return InStore()
-    return room.place_of(f"file://{tmp_path}")
+    return claim_places.place_of(f"file://{tmp_path}")
 
 
 class Time:
@@ -254,7 +255,8 @@ def test_a_claim_whose_making_was_not_answered_is_ones_own():
 
 RACE = """
 import sys, time
-from fairseq_ray_plugin.checkpoints.claim import InFolder, InUse, take
+from fairseq_ray_plugin.checkpoints.claim import InUse, take
+from fairseq_ray_plugin.checkpoints.claim_places import InFolder
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -346,7 +348,7 @@ def test_where_a_store_is_away_that_is_as_a_disk_that_is():
         def list(self, folder=""):
             raise stores.Unreachable("nobody answers")
 
-    away = claim_in_store.InStore(Away(), "elastic_claim")
+    away = claim_places.InStore(Away(), "elastic_claim")
     assert not is_overtaken(away, 1)
     with pytest.raises(OSError, match="nobody answers"):
         take(away, "s3://bucket/run")

@@ -6,8 +6,16 @@ import os
 import pytest
 from states import state, write_ours, write_stock
 
-from fairseq_ray_plugin.checkpoints import catalog, claim, contents, published, stores, table
-from fairseq_ray_plugin.checkpoints.claim_in_store import InStore
+from fairseq_ray_plugin.checkpoints import (
+    catalog,
+    claim,
+    claim_places,
+    contents,
+    published,
+    stores,
+    table,
+)
+from fairseq_ray_plugin.checkpoints.claim_places import InStore
 from fairseq_ray_plugin.checkpoints.stored import Stored, facts_of
 
 LAST = "checkpoint_last.pt"
@@ -126,7 +134,7 @@ def test_the_same_damage_is_meant_by_both_words():
 
 
 def test_on_every_store_a_run_holds_its_prefix_and_a_second_one_is_refused(store):
-    place = InStore(store, claim.FOLDER)
+    place = InStore(store, claim_places.FOLDER)
     mine = claim.take(place, "s3://bucket/run")
     assert not place.create(f"{mine.number}.json", b"{}"), "there is one"
     other = claim.this_process()

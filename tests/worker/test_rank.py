@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 import pytest
 
 from fairseq_ray_plugin.assignment import Holding, Write
-from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints import claim_places
 from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.worker.deposits import Deposits
@@ -91,7 +91,7 @@ def test_a_rank_whose_disk_is_slow_says_that_it_lives(worker, keeper):
 
 def test_where_another_run_has_taken_the_save_dir_nothing_is_written(worker, keeper, tmp_path):
     keeper.claim, keeper.save = 1, lambda path, as_checkpoint: None
-    there = claim.place_of(str(tmp_path))
+    there = claim_places.place_of(str(tmp_path))
     there.create("1.json", b"{}")
     worker.send(Write((str(tmp_path),), "checkpoint_last.pt"))
     assert Saved(6, str(tmp_path / "checkpoint_last.pt")) == hear(worker)

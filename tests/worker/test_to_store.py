@@ -7,7 +7,7 @@ import test_writer
 from test_writer import load, plan, snapshot
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import claim, published, stores
+from fairseq_ray_plugin.checkpoints import claim_places, published, stores
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 
 pytestmark = pytest.mark.timeout(60)
@@ -101,7 +101,7 @@ def test_a_store_that_does_not_answer_is_said_in_a_line(tmp_path, write, monkeyp
 
 
 def test_a_save_dir_that_another_run_has_taken_is_left_to_it(tmp_path, write, there):
-    claim.place_of(f"file://{there}").create("1.json", b"{}")
+    claim_places.place_of(f"file://{there}").create("1.json", b"{}")
     for path, target in (
         (snapshot(tmp_path, 10, plan("", 10)), None),
         (snapshot(tmp_path, 11), "checkpoint_last.pt"),

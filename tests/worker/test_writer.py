@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairseq_ray_plugin.assignment import WriteCheckpoint, Written
-from fairseq_ray_plugin.checkpoints import catalog, claim, manifests
+from fairseq_ray_plugin.checkpoints import catalog, claim_places, manifests
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import raw
 from fairseq_ray_plugin.training.boundary import OPTIMIZER_ADDED
@@ -187,7 +187,7 @@ def test_where_there_is_no_room_what_is_there_stays_and_it_is_said(tmp_path, sma
 
 
 def test_a_save_dir_that_another_run_has_taken_is_left_to_it(tmp_path):
-    claim.place_of(str(tmp_path / "save")).create("1.json", b"{}")
+    claim_places.place_of(str(tmp_path / "save")).create("1.json", b"{}")
     for path, target in (
         (snapshot(tmp_path, 10, plan(tmp_path / "save", 10)), None),
         (snapshot(tmp_path, 11), str(tmp_path / "save" / "checkpoint_last.pt")),
