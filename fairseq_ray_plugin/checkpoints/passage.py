@@ -14,12 +14,12 @@ from the folder is removed from the store. The disk holds one state at a time.
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fairseq_ray_plugin.checkpoints import files
 from fairseq_ray_plugin.checkpoints.published import publish, publish_copy, withdraw
 from fairseq_ray_plugin.checkpoints.stores import Store, Unsupported
 
@@ -86,11 +86,8 @@ class Passage:
 
         fairseq replaces files by renaming, so that one name never changes another's content.
         """
-        partial = f"{target}.{os.getpid()}.tmp"
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
-        os.link(source, partial)
-        os.replace(partial, target)
+        with files.whole(target) as partial:
+            os.link(source, partial)
 
     def _contents(self) -> list[list[str]]:
         """The names of the files with content, those with the same content together."""
@@ -127,10 +124,8 @@ class Passage:
 
     def _make_empty(self, name: str) -> None:
         """A new file: the old one may have other names."""
-        partial = self._path(f"{name}.{os.getpid()}.tmp")
-        with open(partial, "wb"):
+        with files.whole(self._path(name)) as partial, open(partial, "wb"):
             pass
-        os.replace(partial, self._path(name))
 
     def _names(self) -> set[str]:
         return {name for name in os.listdir(self._folder) if name.endswith(SUFFIX)}
