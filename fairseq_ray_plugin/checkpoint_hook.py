@@ -15,7 +15,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from fairseq_ray_plugin.checkpoints import claim, claim_places
+from fairseq_ray_plugin.checkpoints import claim
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import (
@@ -82,12 +82,12 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     ) -> Any:
         agreement.check(trainer, order_of(epoch_itr))
         # training waits for no store: there who writes looks first
-        has_place = keeper.rank == 0 and not keeper.store
-        if has_place and claim.is_overtaken(claim_places.place_of(cfg.save_dir), keeper.claim):
+        has_place = keeper.rank == 0 and not keeper.save_dir.store
+        if has_place and keeper.save_dir.is_overtaken(cfg.save_dir):
             raise Refused(f"{cfg.save_dir} {claim.OVERTAKEN}", spoiled=True)
         written.clear()
         # a task that is told of what was written, by fairseq main, is told when it was
-        if keeper.rank == 0 and (keeper.store or not hasattr(trainer.task, "post_save")):
+        if keeper.rank == 0 and (keeper.save_dir.store or not hasattr(trainer.task, "post_save")):
             due[:] = [deposit.plan_of(cfg, trainer, epoch_itr, val_loss)]
         try:
             result = original(cfg, trainer, epoch_itr, val_loss)
@@ -194,7 +194,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         **kwargs: Any,
     ) -> Any:
         """Rank 0 says whether there is a file: the others may not see the folder it is in."""
-        if restore is not None or keeper.store:
+        if restore is not None or keeper.save_dir.store:
             # neither with a --checkpoint-suffix nor read by every rank: one node alone has it
             with open_dict(trainer.cfg):
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False

@@ -21,6 +21,7 @@ from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
+from fairseq_ray_plugin.training.save_dir import SaveDir
 
 OPTIMIZER_ADDED = "optimizer_added"
 """Key in our part: fairseq would not have put the optimizer's state into a checkpoint."""
@@ -75,15 +76,7 @@ class StateKeeper:
         self.asked = 0
         """Which generation was last to be held."""
 
-        self.claim = 0
-        """Number of the run's claim on its save dir."""
-
-        self.store = ""
-        """The save dir, where it is in an object store; fairseq sees a folder instead."""
-
-        self.passage = ""
-        """A folder of this process's own on disk, for what comes from a store."""
-
+        self.save_dir = SaveDir()
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
         self.training: str | None = None

@@ -55,10 +55,10 @@ def choose(cfg: Any, trainer: Any, keeper: StateKeeper, restore: str | None) -> 
     """
 
     def chosen() -> str | None:
-        if keeper.store and _is_sharded(trainer):
+        if keeper.save_dir.store and _is_sharded(trainer):
             raise Refused(
-                f"--save-dir {stores.shown(keeper.store)}: each rank has a file of its own here, "
-                "which goes to folders alone: give a folder"
+                f"--save-dir {stores.shown(keeper.save_dir.store)}: each rank has a file of its "
+                "own here, which goes to folders alone: give a folder"
             )
         if restore is None:
             may_go_on = goes_on(cfg) and _is_local(cfg.save_dir) and not _is_sharded(trainer)
@@ -88,8 +88,8 @@ def fetch_named(cfg: Any, trainer: Any, keeper: StateKeeper) -> str | None:
         Refused: it is damaged, or the store cannot be read.
     """
     url, suffix = cfg.restore_file, trainer.checkpoint_suffix or ""
-    if url == DEFAULT_FILE and keeper.store:
-        url = f"{keeper.store}/{url}"
+    if url == DEFAULT_FILE and keeper.save_dir.store:
+        url = f"{keeper.save_dir.store}/{url}"
     if not stores.is_url(url):
         return None
     folder, _, name = url.rpartition("/")
@@ -97,24 +97,30 @@ def fetch_named(cfg: Any, trainer: Any, keeper: StateKeeper) -> str | None:
     def fetch() -> None:
         # fairseq puts the suffix into its name; one that is missing is fairseq's to tell of
         with contextlib.suppress(FileNotFoundError), _as_refusals(url):
-            Stored(folder, keeper.passage).fetch(name.replace(".pt", suffix + ".pt"))
+            Stored(folder, keeper.save_dir.passage).fetch(name.replace(".pt", suffix + ".pt"))
 
     by_rank_0(fetch, trainer, keeper)
     is_default = cfg.restore_file == DEFAULT_FILE
-    return DEFAULT_FILE if is_default else os.path.join(keeper.passage, name)
+    return DEFAULT_FILE if is_default else os.path.join(keeper.save_dir.passage, name)
 
 
 def forget_fetched(keeper: StateKeeper) -> None:
     """What came from a store has been read, and takes no room any more."""
-    if keeper.passage:
-        shutil.rmtree(keeper.passage, ignore_errors=True)
+    if keeper.save_dir.passage:
+        shutil.rmtree(keeper.save_dir.passage, ignore_errors=True)
+
+
+def _stored(keeper: StateKeeper) -> Stored:
+    return Stored(keeper.save_dir.store, keeper.save_dir.passage)
 
 
 def _from_store(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> str:
     """A checkpoint of this run, fetched and verified, or another one in its place."""
     try:
         with _as_refusals(restore, but=Damaged):
-            return Stored(keeper.store, keeper.passage).fetch(os.path.basename(restore))
+            return Stored(keeper.save_dir.store, keeper.save_dir.passage).fetch(
+                os.path.basename(restore)
+            )
     except (Damaged, OSError) as error:
         logger.warning("checkpoint %s cannot be gone on from: %s", restore, error)
     return _another(restore, cfg, trainer, keeper)
@@ -123,7 +129,7 @@ def _from_store(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> st
 def _another(restore: str, cfg: Any, trainer: Any, keeper: StateKeeper) -> str:
     path = _newest(cfg, trainer, keeper)
     if path is None:
-        save_dir = stores.shown(keeper.store) or cfg.save_dir
+        save_dir = stores.shown(keeper.save_dir.store) or cfg.save_dir
         raise Refused(f"{restore} is gone, and no other checkpoint is in {save_dir}")
     return path
 
@@ -187,10 +193,10 @@ def by_rank_0(ask: Callable[[], Answer], trainer: Any, keeper: StateKeeper) -> A
 def _newest(cfg: Any, trainer: Any, keeper: StateKeeper) -> str | None:
     name = os.path.basename(last_checkpoint(cfg))
     try:
-        with _as_refusals(keeper.store, but=Damaged):
+        with _as_refusals(keeper.save_dir.store, but=Damaged):
             place: catalog.Place = catalog.Folder(cfg.save_dir)
-            if keeper.store:
-                place = Stored(keeper.store, keeper.passage)
+            if keeper.save_dir.store:
+                place = _stored(keeper)
             return catalog.newest(place, _is_such_as(trainer), name)
     except catalog.NoneWhole as error:
         raise Refused(str(error)) from error

@@ -25,7 +25,7 @@ from omegaconf import open_dict
 
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
-from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
+from fairseq_ray_plugin.checkpoints import claim, stores
 from fairseq_ray_plugin.protocol import (
     Activity,
     Checkpointed,
@@ -43,6 +43,7 @@ from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.training.refusal import Refused
+from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker import snapshots
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
@@ -64,9 +65,9 @@ def train_rank(
     link = Link(connection)
     progress = Progress(link, assignment.rank)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
-    keeper.claim, keeper.passage = assignment.claim, assignment.passage
-    if stores.is_url(cfg.checkpoint.save_dir):
-        keeper.store = cfg.checkpoint.save_dir
+    store = cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else ""
+    keeper.save_dir = SaveDir(assignment.claim, store, assignment.passage)
+    if store:
         with open_dict(cfg):
             # fairseq finds there what is gone on from; what it would write there goes by memory
             cfg.checkpoint.save_dir = assignment.passage
@@ -83,7 +84,7 @@ def train_rank(
         assignment.generation,
         by_and_by,
         lambda: progress.doing(Activity.SAVING),
-        is_only_way=bool(keeper.store),
+        is_only_way=bool(store),
     )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
     keeper.on_due = deposits.add
@@ -166,7 +167,7 @@ def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeep
             case Write(folders, name, as_checkpoint):
                 try:
                     # where snapshots go there are no claims, and nobody overtakes
-                    if claim.is_overtaken(claim_places.place_of(folders[0]), keeper.claim):
+                    if keeper.save_dir.is_overtaken(folders[0]):
                         raise OSError(f"{folders[0]} {claim.OVERTAKEN}")
                     save = functools.partial(keeper.save, as_checkpoint=as_checkpoint)
                     path = snapshots.write(save, folders, name)

@@ -13,6 +13,7 @@ from fairseq_ray_plugin.checkpoints.contents import Summary
 from fairseq_ray_plugin.training import source
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.refusal import Refused
+from fairseq_ray_plugin.training.save_dir import SaveDir
 
 
 def trainer(**checkpoint):
@@ -131,7 +132,7 @@ URL = "s3://bucket/run"
 @pytest.fixture
 def keeper(tmp_path):
     keeper = StateKeeper(0, 1)
-    keeper.store, keeper.passage = URL, str(tmp_path / "restored")
+    keeper.save_dir = SaveDir(store=URL, passage=str(tmp_path / "restored"))
     return keeper
 
 
@@ -158,9 +159,9 @@ def unsharded():
 
 def test_a_recovery_from_the_store_fetches_what_the_driver_has_chosen(keeper, stored):
     (stored / "checkpoint_last.pt").write_text("state")
-    cfg = CheckpointConfig(save_dir=keeper.passage)
+    cfg = CheckpointConfig(save_dir=keeper.save_dir.passage)
     path = source.choose(cfg, unsharded(), keeper, f"{URL}/checkpoint_last.pt")
-    assert f"{keeper.passage}/checkpoint_last.pt" == path
+    assert f"{keeper.save_dir.passage}/checkpoint_last.pt" == path
     assert "state" == Path(path).read_text()
     source.forget_fetched(keeper)
     assert not (stored.parent / "restored").exists()
@@ -168,7 +169,7 @@ def test_a_recovery_from_the_store_fetches_what_the_driver_has_chosen(keeper, st
 
 def test_one_that_is_gone_is_replaced_by_another_or_it_is_said(keeper, stored, caplog, monkeypatch):
     monkeypatch.setattr(source, "_is_such_as", lambda trainer: lambda summary: True)
-    cfg = CheckpointConfig(save_dir=keeper.passage)
+    cfg = CheckpointConfig(save_dir=keeper.save_dir.passage)
     with pytest.raises(Refused, match=f"is gone, and no other checkpoint is in {URL}"):
         source.choose(cfg, unsharded(), keeper, f"{URL}/checkpoint_last.pt")
     assert f"{URL}/checkpoint_last.pt cannot be gone on from" in caplog.text
@@ -179,7 +180,7 @@ def test_a_store_that_is_away_is_tried_again_and_one_that_refuses_is_not(
     keeper, restore, monkeypatch
 ):
     monkeypatch.setattr(source, "_is_such_as", lambda trainer: lambda summary: True)
-    cfg = CheckpointConfig(save_dir=keeper.passage)
+    cfg = CheckpointConfig(save_dir=keeper.save_dir.passage)
     raises(monkeypatch, stores.Unreachable("nobody answers"))
     with pytest.raises(stores.Unreachable):
         source.choose(cfg, unsharded(), keeper, restore)
@@ -201,10 +202,12 @@ def test_a_file_that_is_named_in_a_store_is_fetched(keeper, stored, monkeypatch)
     trainer.checkpoint_suffix = "_x"
     cfg = CheckpointConfig(restore_file="s3://bucket/other/other.pt")
     # fairseq puts the suffix into the name
-    assert f"{keeper.passage}/other.pt" == source.fetch_named(cfg, trainer, keeper)
-    assert "state" == Path(f"{keeper.passage}/other_x.pt").read_text()
+    assert f"{keeper.save_dir.passage}/other.pt" == source.fetch_named(cfg, trainer, keeper)
+    assert "state" == Path(f"{keeper.save_dir.passage}/other_x.pt").read_text()
     cfg = CheckpointConfig(restore_file="s3://bucket/other/none.pt")
-    assert f"{keeper.passage}/none.pt" == source.fetch_named(cfg, trainer, keeper), "as ever"
+    assert f"{keeper.save_dir.passage}/none.pt" == source.fetch_named(cfg, trainer, keeper), (
+        "as ever"
+    )
     raises(monkeypatch, stores.Damaged("a bit flips"))
     with pytest.raises(Refused, match="is damaged: a bit flips; name another one"):
         source.fetch_named(cfg, trainer, keeper)
@@ -214,6 +217,6 @@ def test_what_resets_begins_from_the_stores_last_one(keeper, stored):
     (stored / "checkpoint_last.pt").write_text("state")
     cfg = CheckpointConfig(reset_optimizer=True)
     assert "checkpoint_last.pt" == source.fetch_named(cfg, unsharded(), keeper)
-    assert "state" == Path(f"{keeper.passage}/checkpoint_last.pt").read_text()
-    keeper.store = ""
+    assert "state" == Path(f"{keeper.save_dir.passage}/checkpoint_last.pt").read_text()
+    keeper.save_dir = SaveDir(passage=keeper.save_dir.passage)
     assert source.fetch_named(cfg, unsharded(), keeper) is None

@@ -12,6 +12,7 @@ from fairseq_ray_plugin.assignment import Holding, Write
 from fairseq_ray_plugin.checkpoints import claim_places
 from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
+from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link
 from fairseq_ray_plugin.worker.rank import answer
@@ -90,7 +91,7 @@ def test_a_rank_whose_disk_is_slow_says_that_it_lives(worker, keeper):
 
 
 def test_where_another_run_has_taken_the_save_dir_nothing_is_written(worker, keeper, tmp_path):
-    keeper.claim, keeper.save = 1, lambda path, as_checkpoint: None
+    keeper.save_dir, keeper.save = SaveDir(claim=1), lambda path, as_checkpoint: None
     there = claim_places.place_of(str(tmp_path))
     there.create("1.json", b"{}")
     worker.send(Write((str(tmp_path),), "checkpoint_last.pt"))
