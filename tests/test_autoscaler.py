@@ -2,6 +2,7 @@
 back.
 """
 
+import contextlib
 import json
 import signal
 import socket
@@ -64,14 +65,18 @@ class Autoscaler:
 
     def num_nodes(self):
         """Beside the head."""
-        raylets = [p for p in self.below() if p.name() == "raylet"]
-        return sum(p.status() != psutil.STATUS_ZOMBIE for p in raylets) - 1
+        raylets = 0
+        for process in self.below():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went just now
+                if process.name() == "raylet":
+                    raylets += process.status() != psutil.STATUS_ZOMBIE
+        return raylets - 1
 
     def end(self):
         below = self.below()
         self.process.kill()
         for process in below:
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.communicate()
         psutil.wait_procs(below, timeout=20)
