@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import head, protocol
 from fairseq_ray_plugin.assignment import Found, Job, Role
+from fairseq_ray_plugin.heartbeats import Heartbeats
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
@@ -131,10 +132,7 @@ class RayCluster:
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.messages_heard: dict[str, int] = {}
-        self.voices: dict[str, str] = {}
-        """Node -> the worker by which it is heard."""
-
-        self.heard: dict[str, float] = {}
+        self.heartbeats = Heartbeats(lambda worker: self._call(worker, "beat", "beat"))
         self.not_ready: set[str] = set()
         self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
             queue.SimpleQueue()
@@ -186,7 +184,7 @@ class RayCluster:
             now=self.now,
             room=room,
             draining=draining,
-            heard=dict(self.heard),
+            heard=dict(self.heartbeats.heard),
             events=tuple(events),
             signal=signal,
             head_silent_s=self.head_silent_s,
@@ -223,8 +221,7 @@ class RayCluster:
                     self._ask_again(worker, asked)
                 return [self._hear(worker, message) for message in messages]
             case "beat":
-                self.heard[self.nodes[worker]] = self.now
-                self._ask_again(worker, asked)
+                self.heartbeats.answered(worker, self.nodes[worker], self.now)
                 return []
             case protocol.Start() | protocol.Hold() | protocol.Save() | protocol.Publish():
                 return [Unreached(worker, asked, head.reason_of(str(error)))] if error else []
@@ -308,9 +305,7 @@ class RayCluster:
             self.not_ready.add(worker)
             self._call(worker, "prepare", "prepare")
         self._ask_again(worker, "next_messages")
-        if node not in self.voices:
-            self.voices[node] = worker
-            self._ask_again(worker, "beat")
+        self.heartbeats.begin(worker, node, self.now)
 
     def adopt(self) -> dict[str, Found]:
         """The workers that another loop of this run has left: what each says of itself."""
@@ -351,30 +346,24 @@ class RayCluster:
         self.answers.put((worker, asked, answer))
 
     def _ask_again(self, worker: str, asked: str) -> None:
-        if asked == "next_messages" and worker in self.actors:
-            self._call(worker, asked, asked, self.messages_heard[worker], LISTEN_S)
-        else:
-            self._call(worker, asked, asked)
-
-    def _give_voice(self, node: str) -> None:
-        """Another worker says that the node is there: one of each, so that the driver keeps up."""
-        there = [name for name in self.actors if self.nodes[name] == node]
-        there.sort(key=self.not_ready.__contains__)
-        if not there or there[0] in self.not_ready:
-            self.heard.pop(node, None)  # until it is heard, nothing is known
-        if there:
-            self.voices[node] = there[0]
-            self._ask_again(there[0], "beat")
-        else:
-            self.voices.pop(node, None)
+        if worker not in self.actors:
+            return
+        match asked:
+            case "next_messages":
+                self._call(worker, asked, asked, self.messages_heard[worker], LISTEN_S)
+            case "beat":
+                self.heartbeats.ask(worker, self.now)
+            case _:
+                self._call(worker, asked, asked)
 
     def _drop(self, worker: str) -> None:
         actor = self.actors.pop(worker, None)
         node = self.nodes.pop(worker, None)
         self.messages_heard.pop(worker, None)
         self.not_ready.discard(worker)
-        if node is not None and self.voices.get(node) == worker:
-            self._give_voice(node)
+        if node is not None:
+            others = [name for name in self.actors if self.nodes[name] == node]
+            self.heartbeats.drop(worker, node, others, self.not_ready, self.now)
         if actor is not None:
             ray.kill(actor)
 

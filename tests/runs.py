@@ -96,7 +96,11 @@ class Run:
         return self
 
     def tail(self) -> str:
-        return "\n".join(line[:300] for line in self.lines[-60:])
+        """What happened, and what was said last."""
+        keys = ("time", "kind", "generation", "world_size", "update", "cause")
+        events = [[event.get(key) for key in keys] for event in self.events()[-40:]]
+        lines = [*(" ".join(map(str, event)) for event in events), *self.lines[-60:]]
+        return "\n".join(line[:300] for line in lines)
 
     def events(self, *kinds: str) -> list[dict]:
         path = self.save_dir / journal.FILE_NAME

@@ -15,6 +15,7 @@ PURE = (
     "report",
     "control",
     "checkpoints",
+    "heartbeats",
     "training.batching",
 )
 """Rooms and files that load in milliseconds, with nothing but Python."""
@@ -35,6 +36,7 @@ ORDER = (
     "worker",
     "surveyor",
     "head",
+    "heartbeats",
     "distributed",
     "driver",
     "holding",
