@@ -131,7 +131,7 @@ def measure_fault(folder: Path, text: Path, contestant: str, fault: str) -> dict
             if fault in IN_PROCESS:
                 fired = run.records / "fired_0"
                 run.until(fired.exists)
-                at = float(fired.read_text())
+                at = float(fired.read_text().split()[0])
             else:
                 at = time.time()
             run.until(lambda: next_step(run, at, fault), limit_s=GIVE_UP_S)

@@ -70,6 +70,7 @@ class Nodes:
         self.cluster, self.address = cluster, cluster.address
         self.nodes = []
         self.stopped = {}
+        self.touched = False
 
     def add(self, num_cpus=1, host=None):
         if host is None:
@@ -80,8 +81,19 @@ class Nodes:
         self.nodes.append(node)
         return node
 
+    def are_untouched(self):
+        """Nothing was done to them, and nothing that a run has started is there."""
+        if self.touched:
+            return False
+        try:
+            names = [p.cmdline()[:1] for node in self.nodes for p in self.processes(node)]
+        except psutil.NoSuchProcess:
+            return False
+        return not any("Residence" in name or "Actor" in name for (name,) in filter(None, names))
+
     def kill(self, node):
         """The node and all that runs on it die at once, as when a machine is taken away."""
+        self.touched = True
         victims = self.processes(node)
         self.stopped.pop(node, None)
         self.nodes.remove(node)
@@ -92,6 +104,7 @@ class Nodes:
 
     def kill_raylet(self, node):
         """Ray's daemon on the node dies alone; returns what ran below it."""
+        self.touched = True
         _, *below = self.processes(node)
         (raylet,) = (info.process for info in node.all_processes["raylet"])
         raylet.kill()
@@ -100,6 +113,7 @@ class Nodes:
 
     def stop(self, node):
         """The node and all that runs on it stand still, as when a machine hangs."""
+        self.touched = True
         stopped = self.stopped[node] = []
         # the raylet first; then what it, or another before it stood still, has started meanwhile
         while running := [p for p in self.processes(node) if p not in stopped]:
@@ -116,6 +130,7 @@ class Nodes:
 
     def drain(self, node, deadline_s):
         """Ray is told that the node will be taken away, in so many seconds."""
+        self.touched = True
         from ray._raylet import GcsClient
         from ray.core.generated import autoscaler_pb2
 
@@ -154,20 +169,37 @@ def pod(head):
 
 
 @pytest.fixture
-def nodes(head):
+def nodes(head, rested):
     nodes = Nodes(head)
+    nodes.nodes += rested
+    rested.clear()
     yield nodes
     for node in list(nodes.stopped):
         nodes.resume(node)
-    for node in list(nodes.nodes):  # these say goodbye: the next test must not count on them
+    for node in [node for node in nodes.nodes if node not in rested]:  # these say goodbye
         head.remove_node(node)
 
 
 @pytest.fixture
-def two_nodes(nodes):
-    nodes.add()
-    nodes.add()
-    return nodes
+def two_nodes(nodes, rested, request):
+    while len(nodes.nodes) < 2:
+        nodes.add()
+    pair = list(nodes.nodes)
+    yield nodes
+    if request.session.next_has_two_nodes and pair == nodes.nodes and nodes.are_untouched():
+        rested += pair
+
+
+@pytest.fixture(scope="session")
+def rested():
+    """Two nodes that a test has left as they were: to start others takes 4 s of a core."""
+    return []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    following = nextitem.fixturenames if nextitem is not None else ()
+    item.session.next_has_two_nodes = "two_nodes" in following
 
 
 @pytest.fixture

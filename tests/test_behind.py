@@ -18,16 +18,15 @@ def names(folder):
 
 
 OPTIONS = {
-    "interval": ("--save-interval-updates", "10", "--keep-interval-updates", "2"),
+    "best": (
+        *("--save-interval-updates", "10", "--keep-interval-updates", "2"),
+        *("--keep-best-checkpoints", "2", "--patience", "99", "--keep-last-epochs", "1"),
+        *("--no-last-checkpoints", "--write-checkpoints-asynchronously"),
+    ),
     "pattern": (
         *("--save-interval-updates", "5", "--keep-interval-updates", "1"),
         *("--keep-interval-updates-pattern", "10"),
     ),
-    "best": (
-        *("--save-interval-updates", "10", "--keep-best-checkpoints", "2", "--patience", "99"),
-        *("--keep-last-epochs", "1", "--no-last-checkpoints"),
-    ),
-    "asynchronous": ("--save-interval-updates", "10", "--write-checkpoints-asynchronously"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import signal
 import time
 
 import data
@@ -97,7 +98,7 @@ def test_a_hang_is_passed_within_twice_the_limit_and_its_stacks_are_kept(
     ]
     advanced = [event["time"] for event in run.events("advanced")]
     for number in range(len(faults)):
-        fired = float((run.records / f"fired_{number}").read_text())
+        fired = float((run.records / f"fired_{number}").read_text().split()[0])
         assert min(time - fired for time in advanced if time > fired) < 2 * 5
     stacks = run.events("stacks")
     assert 6 == len(stacks)
@@ -291,6 +292,7 @@ def test_when_all_training_processes_die_the_newest_checkpoint_serves(tmp_path, 
         english,
         FIXED,
         *("--max-update", "60", "--save-interval-updates", "20", "--disable-validation"),
+        *("--ray-snapshot-updates", "0"),  # there would be one after 10 s
         address=two_nodes.address,
         faults=[
             {"rank": rank, "update": 36, "where": "begin", "what": "SIGKILL"} for rank in (0, 1)
@@ -313,15 +315,14 @@ def test_after_a_failure_the_validation_data_is_not_read_before_it_is_needed(
     assert 2 <= len(reads) and {6} == set(reads)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_driver_told_to_end_saves_a_checkpoint_and_the_same_command_goes_on(
-    name, tmp_path, english, two_nodes
+    tmp_path, english, two_nodes
 ):
     options = ("--max-update", "80", "--disable-validation")
     run = ray_train(tmp_path, english, FIXED, *options, address=two_nodes.address, pause_s=0.1)
     run.until_update(20)
-    kill(run.process.pid, name)
-    assert {"SIGINT": 130, "SIGTERM": 143}[name] == run.wait()
+    run.process.send_signal(signal.SIGINT)  # SIGTERM: tests/test_network.py and others
+    assert 130 == run.wait()
     (end,) = run.events("interrupted")
     assert end["update"] >= 20
     check_nothing_left(run)

@@ -16,11 +16,10 @@ FIXED = (*MASKED_LM, "--fix-batch-size", "32", "--num-workers", "1")
     ("model", "text", "options"),
     [
         (MASKED_LM, "english", ("--max-update", "60", "--num-workers", "1")),
-        (data.LANGUAGE_MODELING, "english", ("--max-update", "30", "--update-freq", "2")),
         # past the epoch's end, where one rank has a mini-batch less
         (data.TRANSLATION, "parallel", ("--max-epoch", "2", "--update-freq", "3,2")),
     ],
-    ids=["masked_lm", "language_modeling", "translation"],
+    ids=["masked_lm", "translation"],
 )
 def test_undisturbed_training_logs_what_stock_fairseq_logs_digit_for_digit(
     model, text, options, tmp_path, request, two_nodes

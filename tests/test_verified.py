@@ -80,7 +80,6 @@ def leave_an_older_last(save_dir):
 @pytest.mark.parametrize(
     ("change", "source", "said"),
     [
-        (lose_last, AT_20, None),
         (leave_an_older_last, AT_20, None),
         (cut_last, AT_20, f"{LAST} is damaged: it is cut short"),
         (spoil_two, AT_10, f"{AT_20} is damaged: record "),

@@ -77,7 +77,7 @@ def pretrained(recipe: Recipe, folder: Path) -> None:
     train_once(recipe, data, folder / "before")
 
 
-MASKED = masked("masked_lm", "--sample-break-mode none", loaders=2, quick=True)
+MASKED = masked("masked_lm", "--sample-break-mode none", loaders=2)
 XLM = masked(
     "cross_lingual_lm",
     # the head for sentences is not used, which the default --ddp-backend has to be told
@@ -163,7 +163,6 @@ RECIPES = (
         "--mask-length span-poisson --poisson-lambda 3 --permute-sentences 0.5 --insert 0.1 "
         "--rotate 0.2 --mask-random 0.1",
         loaders=2,
-        quick=True,
     ),
     denoising(
         "multilingual_denoising",

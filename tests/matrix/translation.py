@@ -187,7 +187,7 @@ RECIPES = (
         "--noise full_mask --pred-length-offset --length-loss-factor 0.1 --src-embedding-copy",
         ddp=UNUSED,
     ),
-    non_autoregressive("cmlm_transformer", "--noise random_mask", quick=True),
+    non_autoregressive("cmlm_transformer", "--noise random_mask"),
     non_autoregressive(
         "iterative_nonautoregressive_transformer",
         "--noise full_mask --train-step 2 --dae-ratio 0.5 --stochastic-approx",

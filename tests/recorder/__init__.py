@@ -40,12 +40,12 @@ def fail_if_asked(where, update, trainer=None):
             where,
         ) and (fault.get("always") or not os.path.exists(marker)):
             with open(marker, "a") as file:
-                file.write(f"{time.time()}\n")
-            for other, same in enumerate(FAULTS):
-                while same["update"] == update and not os.path.exists(
-                    os.path.join(FOLDER, f"fired_{other}")
-                ):
-                    time.sleep(0.001)
+                file.write(f"{time.time()} {os.getpid()}\n")
+            victims = [
+                (wait_for(other), same["what"])
+                for other, same in enumerate(FAULTS)
+                if same["update"] == update
+            ]
             match fault["what"]:
                 case "raise":
                     raise ValueError(f"the model is broken at update {update}")
@@ -56,7 +56,22 @@ def fail_if_asked(where, update, trainer=None):
                 case "drift":
                     next(trainer.model.parameters()).data[0].add_(1e-3)
                 case name:
-                    os.kill(os.getpid(), signal.Signals[name])
+                    # whoever comes first, for all: the other would be told to hold meanwhile
+                    for pid, what in sorted(victims, key=lambda victim: victim[0] == os.getpid()):
+                        if what == name:
+                            os.kill(pid, signal.Signals[name])
+
+
+def wait_for(number):
+    """The fault is about to happen; returns the process that it happens to."""
+    while True:
+        try:
+            with open(os.path.join(FOLDER, f"fired_{number}")) as file:
+                if line := file.read():
+                    return int(line.split()[-1])
+        except FileNotFoundError:
+            pass
+        time.sleep(0.001)
 
 
 def wrap(owner, name, before):
