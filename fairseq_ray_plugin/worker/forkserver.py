@@ -9,6 +9,7 @@ the main module of its parent, a Ray worker, in every child, and is silent when 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import gc
@@ -27,6 +28,7 @@ from fairseq_ray_plugin.assignment import (
     Exited,
     Fork,
     Forked,
+    Imported,
     Kill,
     Preload,
     WriteCheckpoint,
@@ -41,11 +43,12 @@ Run = Callable[[Task, Connection, int | None], object]
 the generation's store."""
 
 
-def main(make_ready: Callable[[Preload], Run]) -> None:
+def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
     """Serve the worker until it wants no more.
 
     Args:
-        make_ready: imports everything; what it raises is the worker's `Unfit`.
+        make_ready: imports everything, says so by calling its second argument, and makes what
+            ranks inherit; what it raises is the worker's `Unfit`.
     """
     connection = Connection(int(sys.argv[1]))
     _die_with_parent()  # who imports does not listen
@@ -56,7 +59,7 @@ def main(make_ready: Callable[[Preload], Run]) -> None:
     except EOFError:
         return  # the worker is gone
     try:
-        run = make_ready(preload)
+        run = make_ready(preload, lambda: connection.send(Imported()))
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return
@@ -64,8 +67,8 @@ def main(make_ready: Callable[[Preload], Run]) -> None:
     _serve(connection, run)
 
 
-def make_fairseq_ready(preload: Preload) -> Run:
-    """All that training needs is imported, and its configuration complete with all defaults."""
+def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lambda: None) -> Run:
+    """All that training needs is imported, task and model are made, the configuration complete."""
     if os.path.isdir(preload.working_dir):
         os.chdir(preload.working_dir)
     sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
@@ -79,6 +82,7 @@ def make_fairseq_ready(preload: Preload) -> Run:
     import torch._dynamo
     from omegaconf import OmegaConf
 
+    from fairseq_ray_plugin.training import inherited
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
 
     if preload.user_dir is not None:
@@ -96,19 +100,27 @@ def make_fairseq_ready(preload: Preload) -> Run:
     fairseq_cli.train.add_defaults(cfg)
     OmegaConf.set_struct(cfg, True)
     fairseq_cli.train.add_defaults = lambda cfg: OmegaConf.set_struct(cfg, False)
+    say_imported()
+    made: inherited.Inherited | inherited.NotInherited
+    try:
+        made = inherited.make(cfg)
+        if preload.shared_model:
+            inherited.share(made.model, preload.shared_model)
+    except inherited.NotInherited as reason:
+        made = reason
     # else a training process would look through all of this for garbage, 0.3 s at some time or
     # other, and by writing to it make it its own
     gc.collect()
     gc.freeze()
-    return functools.partial(_run, cfg)
+    return functools.partial(_run, cfg, made)
 
 
-def _run(cfg: Any, task: Task, connection: Connection, listener: int | None) -> None:
+def _run(cfg: Any, made: Any, task: Task, connection: Connection, listener: int | None) -> None:
     from fairseq_ray_plugin.worker import rank, writer
 
     match task:
         case Assignment():
-            rank.train_rank(cfg, task, connection, listener)
+            rank.train_rank(cfg, made, task, connection, listener)
         case WriteCheckpoint():
             writer.write_checkpoint(task, connection)
 
@@ -137,9 +149,11 @@ def _serve(connection: Connection, run: Run) -> None:
                 command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
                 command = None
+            ending: _Ending | None = None
             if child and not isinstance(command, WriteCheckpoint):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+                ending = _Ending(child)
+                if not isinstance(command, Fork):
+                    ending.reap()
                 if isinstance(command, Kill):
                     connection.send(Exited(child, "did not answer, and was killed"))
                 child = 0
@@ -152,10 +166,14 @@ def _serve(connection: Connection, run: Run) -> None:
                     ooms = evidence.num_oom_kills()
                     child = os.fork()
                     if child == 0:
+                        if ending is not None and _uses_gpu():
+                            ending.wait()
                         _become(connection, (woken, waker), run, assignment, link, listener)
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
+                    if ending is not None:
+                        ending.reap()
                     connection.send(Forked(assignment.generation, child))
                 case WriteCheckpoint():
                     link = recv_handle(connection)
@@ -164,6 +182,34 @@ def _serve(connection: Connection, run: Run) -> None:
                         _become(connection, (woken, waker), run, command, link, None)
                     os.close(link)
                     writers.add(writer)
+
+
+class _Ending:
+    """A rank that has been killed. To give back gigabytes takes it long; the next one can begin."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._fd = -1
+        with contextlib.suppress(AttributeError, OSError):  # Linux 5.3
+            self._fd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        if self._fd < 0:  # nobody else could wait for it
+            os.waitpid(pid, 0)
+
+    def wait(self) -> None:
+        """It is no more when this returns, also to one that is not its parent."""
+        if self._fd >= 0:
+            wait([self._fd])
+
+    def reap(self) -> None:
+        if self._fd >= 0:
+            os.waitpid(self._pid, 0)
+            os.close(self._fd)
+
+
+def _uses_gpu() -> bool:
+    """Whether a rank needs the memory of a GPU that the one before it had."""
+    return "torch" in sys.modules and bool(sys.modules["torch"].cuda.is_available())
 
 
 def _become(

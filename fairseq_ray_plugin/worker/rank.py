@@ -38,34 +38,43 @@ from fairseq_ray_plugin.protocol import (
     Saved,
     Unsaved,
 )
-from fairseq_ray_plugin.training import gradients
+from fairseq_ray_plugin.training import gradients, inherited
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
+from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker import snapshots
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
+logger = logging.getLogger(__name__)
+
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
 """Characters of an exception that travel: a message may print a tensor."""
 
 
 def train_rank(
-    cfg: Any, assignment: Assignment, connection: Connection, listener: int | None
+    cfg: Any,
+    made: Inherited | NotInherited,
+    assignment: Assignment,
+    connection: Connection,
+    listener: int | None,
 ) -> None:
     """Train as one rank until the worker ends this process; never returns.
 
     Args:
         cfg: fairseq's configuration, as `fairseq-train` would use it.
+        made: the task and the model, or why they are to be made here.
         connection: to the worker; its end of file ends this process.
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
     link = Link(connection)
-    progress = Progress(link, assignment.rank)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
+    progress = Progress(link, assignment.rank, keeper.steps)
     store = cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else ""
+    keeper.folders = assignment.snapshot_folders
     keeper.save_dir = SaveDir(assignment.claim, store, assignment.passage)
     if store:
         with open_dict(cfg):
@@ -93,7 +102,8 @@ def train_rank(
     told = (connection, link, keeper, deposits)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
-        _train(cfg, assignment, listener, keeper)
+        inherit(cfg, made, assignment)
+        train(cfg, assignment, listener, keeper)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
         deposits.wait_until_written()
@@ -110,7 +120,16 @@ def train_rank(
     threading.Event().wait()
 
 
-def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+def inherit(cfg: Any, made: Inherited | NotInherited, assignment: Assignment) -> None:
+    """Task and model are not made once more, or the log says once why they are."""
+    if isinstance(made, Inherited):
+        inherited.use(made, cfg)
+    elif assignment.rank == 0 and assignment.generation == 1:
+        logger.info("each start makes the task and the model again: %s", made)
+
+
+def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+    """fairseq's `main` as this rank, with all that it is patched by; as in `train_rank`."""
     torch.set_num_threads(assignment.threads)
     set_num_resources(cfg, assignment)
     set_batch_size(cfg, assignment.groups, assignment.world_size)
@@ -120,6 +139,7 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
     add_checkpoint_hook(keeper, history, assignment.restore)
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
+        keeper.steps.end("meet")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Distributed is already initialized")
             distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
@@ -144,13 +164,13 @@ def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: De
     while True:
         try:
             order = connection.recv()
+            if isinstance(order, Hold):
+                link.send(Holding())  # the worker ends a process that says nothing
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
         if isinstance(order, Backlog):
             deposits.hear(order)
             continue
-        if isinstance(order, Hold):
-            link.send(Holding())  # the worker ends a process that says nothing
         orders.put(order)
 
 

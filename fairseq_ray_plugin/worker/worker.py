@@ -67,6 +67,18 @@ WRITING_S = 60.0
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
 
+KEEPS_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}
+"""Environment of ranks, unless the user's has them: glibc keeps what large temporary tensors took,
+instead of asking the kernel for new pages, one fault for each, in every update. 32 MB is the most
+that it takes for the second one.
+"""
+
+MAKE_LIMIT_S = 1800.0
+"""So does making what ranks inherit, which may read large files."""
+
 
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
@@ -127,12 +139,13 @@ class Worker:
             return
         self.server = Server(
             self.server_program,
-            {**os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)},
+            {**KEEPS_MEMORY, **os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)},
             Preload(
                 cfg=job.cfg,
                 working_dir=job.working_dir,
                 python_path=job.python_path,
                 user_dir=self.user_dir,
+                shared_model=self._shared_model(),
             ),
             self._hear_server,
         )
@@ -147,11 +160,20 @@ class Worker:
             self.messages.put(notice)
 
     async def _watch_imports(self) -> None:
+        assert self.server is not None
         await asyncio.sleep(IMPORT_LIMIT_S)
-        if self.server is not None and not self.server.is_ready:
+        what, limit_s = "importing what it needs", IMPORT_LIMIT_S
+        if self.server.has_imported:
+            await asyncio.sleep(MAKE_LIMIT_S)
+            what, limit_s = "making the task and the model", MAKE_LIMIT_S
+        if not self.server.is_ready:
             stacks = await evidence.stacks(self.server.process.pid)
-            text = f"importing what it needs takes longer than {IMPORT_LIMIT_S:.0f} s:\n{stacks}"
-            self.messages.put(Unfit(text))
+            self.messages.put(Unfit(f"{what} takes longer than {limit_s:.0f} s:\n{stacks}"))
+
+    def _shared_model(self) -> str:
+        """Where the node's workers share one; not on its disk."""
+        in_memory, *on_disk = self.memory.folders
+        return os.path.join(in_memory, "model") if on_disk else ""
 
     def _own_folder(self, what: str) -> str:
         """Path of a folder on disk that no other worker has."""
