@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import fairseq_cli.train
+import setproctitle
 import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
@@ -39,6 +40,7 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
 )
 from fairseq_ray_plugin.training import gradients
+from fairseq_ray_plugin.training.beginning import add_beginning_hook
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
@@ -62,6 +64,10 @@ def train_rank(
         connection: to the worker; its end of file ends this process.
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
+    setproctitle.setproctitle(
+        f"fairseq rank {assignment.rank} of {assignment.world_size}, "
+        f"generation {assignment.generation}: {cfg.checkpoint.save_dir}"
+    )
     link = Link(connection)
     progress = Progress(link, assignment.rank)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
@@ -118,6 +124,7 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
     add_checkpoint_hook(keeper, history, assignment.restore)
+    add_beginning_hook(assignment)
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
         with warnings.catch_warnings():
