@@ -29,7 +29,7 @@ from fairseq_ray_plugin.options import (
     mini_batches_per_update,
 )
 from fairseq_ray_plugin.report import journal
-from fairseq_ray_plugin.worker import user_code
+from fairseq_ray_plugin.worker import terminal, user_code
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +251,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
+    terminal.announce(cfg.common)
     job = _job(cfg, config, groups)
     if where.startswith("local"):  # which ends with this process, whatever lives there
         exit_code = _train_here(job, config, max_ranks, cfg.checkpoint.save_dir)

@@ -46,7 +46,7 @@ from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.save_dir import SaveDir
-from fairseq_ray_plugin.worker import snapshots
+from fairseq_ray_plugin.worker import snapshots, terminal
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
@@ -125,6 +125,7 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
     )
     add_checkpoint_hook(keeper, history, assignment.restore)
     add_beginning_hook(assignment)
+    terminal.show_bar()
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
         with warnings.catch_warnings():
