@@ -5,6 +5,8 @@
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
+# make versions  run a quarter of the fast tests, and kills of real trainings, with the lowest and the
+#                newest Python, Ray, torch and numpy (about an hour, 25 GB)
 # make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...; then
 #                docs/durability.md (about an hour, as root)
 # make clean     remove everything that the other targets made, .venv included
@@ -25,7 +27,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench forks matrix storms clean
+.PHONY: roberta test check bench forks matrix versions storms clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -55,13 +57,17 @@ matrix: $(STAMPS)/matrix
 	@rm -f benchmarks/matrix.jsonl
 	@$(BIN)/python benchmarks/matrix.py
 
+versions: $(STAMPS)/venv
+	@$(INSTALL) uv
+	@$(BIN)/python benchmarks/versions.py
+
 storms: $(STAMPS)/storms
 	@$(BIN)/python -m pytest tests/storms $(PYTEST_ARGS)
 	@rm -f benchmarks/durability.jsonl
 	@$(BIN)/python benchmarks/durability.py
 
 clean:
-	@rm -rf $(VENV) .forks build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .forks .versions build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

@@ -30,6 +30,7 @@ def connect(address: str | None, may_start: bool = True) -> str:
         return _start_local(common)
     if named != "auto":
         _knock(str(named), origin)
+        _show_token(str(named), origin)
     try:
         context = ray.init(address=named, log_to_driver=False, **common)
     except ConnectionError as error:
@@ -54,6 +55,37 @@ def _knock(address: str, origin: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
+        raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
+
+
+def _show_token(address: str, origin: str) -> None:
+    """A cluster that wants Ray's token gets it, as one that is found by "auto" does.
+
+    Ray, told the address, sends none unless RAY_AUTH_MODE says so; a refusal takes it 20 s.
+    """
+    from ray import exceptions
+
+    Unauthorized = getattr(exceptions, "AuthenticationError", None)
+    if Unauthorized is None:
+        return  # this Ray knows no tokens
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient
+
+    try:
+        tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # Ray aborts without
+        try:
+            GcsClient(address=address)
+        except Unauthorized:
+            if not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+                raise
+            GcsClient(address=address)
+    except Unauthorized as error:
+        raise ConnectionError(
+            f"{origin} {address}: this cluster wants a token, and the one here is missing or "
+            "another's: copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN to what "
+            "is in it, and unset RAY_AUTH_MODE"
+        ) from error
+    except Exception as error:  # Ray's errors of RPC have no public name
         raise ConnectionError(f"{origin} {address}: no Ray cluster answers there") from error
 
 

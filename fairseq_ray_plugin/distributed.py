@@ -107,9 +107,9 @@ class RayCluster:
     ) -> None:
         self.unasked_limit_s = unasked_limit_s
         self.job, self.run = ray.put(job), job.name
-        self.need = {"CPU": float(config.cpus_per_worker)}
+        self.need = {"CPU": config.cpus_per_worker}
         if not config.cpu:
-            self.need["GPU"] = 1.0
+            self.need["GPU"] = 1
         self.config = config
         self.surveyor = Surveyor(head.survey, lambda bundles: request_resources(bundles=bundles))
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of

@@ -22,7 +22,7 @@ from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.checkpoints.claim import Claim
 from fairseq_ray_plugin.control import loop, takeover
 from fairseq_ray_plugin.control.recording import Beginning, Moment
-from fairseq_ray_plugin.control.state import Action, End, Log, State
+from fairseq_ray_plugin.control.state import Action, End, Gathering, Log, Standing, State
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.report.background import Background
@@ -37,6 +37,9 @@ LAST_MOMENTS = 100
 
 MAX_UNSTARTED = 5
 """Generations in a row that could not be started, whatever was raised: then it is a defect."""
+
+TALK_S, MOST_SILENT_S = 5.0, 300.0
+"""What a run waits for is said again after so long, at first and at last."""
 
 MAX_DEFECTS = 20
 """Exceptions of the decisions after which even saving what is held is given up, and looks at the
@@ -92,6 +95,23 @@ def _begin(
     return driver
 
 
+class Patience:
+    """When it is time to say again what is waited for: soon, and then more and more seldom."""
+
+    def __init__(self) -> None:
+        self._spoke_at, self._pause_s = 0.0, TALK_S
+
+    def spoke(self, now: float) -> None:
+        """Something else was said."""
+        self._spoke_at, self._pause_s = now, TALK_S
+
+    def is_over(self, now: float) -> bool:
+        if now - self._spoke_at < self._pause_s:
+            return False
+        self._spoke_at, self._pause_s = now, min(2 * self._pause_s, MOST_SILENT_S)
+        return True
+
+
 class Driver:
     """One run: what has been decided so far, and where that is written down."""
 
@@ -114,6 +134,7 @@ class Driver:
         self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
         self.moments = collections.deque([(self.state, [])], maxlen=2)
         self.num_defects = self.num_blind = self.num_unstarted = 0
+        self.patience = Patience()
         self.complaints: set[str] = set()
         self.unreached: list[protocol.Unreached] = []
         self.recordings: list[Background[Beginning | Moment]] = []
@@ -159,6 +180,19 @@ class Driver:
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
         self.perform(actions, observation)
+        if not isinstance(self.state.phase, Gathering) or any(isinstance(a, Log) for a in actions):
+            self.patience.spoke(observation.now)
+        elif self.patience.is_over(observation.now):
+            self._tell_of_waiting()
+
+    def _tell_of_waiting(self) -> None:
+        standings = [worker.standing for worker in self.state.workers.values()]
+        why = ", which import torch and fairseq" if Standing.STARTING in standings else ""
+        try:
+            there = self.cluster.describe()
+            logger.info("still waiting for %s%s; %s", self.state.waiting or "workers", why, there)
+        except Exception as error:
+            self._complain("what is waited for cannot be told", error)
 
     def perform(self, actions: list[Action], seen: protocol.Observation) -> None:
         """Do what was decided; what cannot be done is told to the next decision."""

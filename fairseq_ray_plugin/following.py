@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import sys
@@ -203,6 +204,6 @@ def _print(saying: Any) -> None:
             there.handle(saying)
         return
     saying["localhost"] = ray.util.get_node_ip_address()
-    ignore_prefix = ray_worker._should_ignore_worker_log_prefix(ray_worker.global_worker)
+    ignore_prefix = os.environ.get("RAY_DISABLE_WORKER_LOG_PREFIX", "").lower() in ("1", "true")
     ray_worker.print_to_stdstream(saying, ignore_prefix=ignore_prefix)
     sys.stdout.flush()

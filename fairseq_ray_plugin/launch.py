@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fairseq_ray_plugin import driver
+from fairseq_ray_plugin import driver, usage
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.connecting import connect
@@ -29,7 +29,7 @@ from fairseq_ray_plugin.options import (
     mini_batches_per_update,
 )
 from fairseq_ray_plugin.report import journal
-from fairseq_ray_plugin.worker import user_code
+from fairseq_ray_plugin.worker import terminal, user_code
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ FORWARDED = (
 
 def cli_main() -> None:
     """The command `fairseq-ray-train`: every option of `fairseq-train`, and our own."""
+    _answer(usage.TRAIN)
     _attach_if_asked()
     from fairseq_ray_plugin import compat
 
@@ -53,6 +54,12 @@ def cli_main() -> None:
 
     register(default_address="auto")
     fairseq_cli.train.cli_main()
+
+
+def _answer(line: str) -> None:
+    exit_code = usage.answer(sys.argv[1:], line)
+    if exit_code is not None:
+        sys.exit(exit_code)
 
 
 def _refuse_early() -> None:
@@ -74,6 +81,7 @@ def _refuse_early() -> None:
 
 def hydra_cli_main() -> None:
     """The command `fairseq-ray-hydra-train`: our options first, then what hydra takes."""
+    _answer(usage.HYDRA)
     _attach_if_asked()
     from fairseq_ray_plugin import compat
 
@@ -140,6 +148,8 @@ def register(default_address: str | None = None) -> None:
     def with_ray_args(parser: argparse.ArgumentParser) -> Any:
         group = add_optimization_args(parser)
         add_ray_args(parser, default_address)
+        if default_address is not None:
+            usage.explain(parser)
         return group
 
     with_ray_args.ray_args = True  # type: ignore[attr-defined]
@@ -241,6 +251,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         cfg.common.cpu = True
     limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
     max_ranks = min(limits) if limits else None
+    terminal.announce(cfg.common)
     job = _job(cfg, config, groups)
     if where.startswith("local"):  # which ends with this process, whatever lives there
         exit_code = _train_here(job, config, max_ranks, cfg.checkpoint.save_dir)

@@ -8,7 +8,7 @@ with MetadataServer() as server:
 import itertools
 import json
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -71,7 +71,7 @@ class MetadataServer:
 
     def announce(self, seconds: float, action: str = "terminate"):
         """The instance will be taken away in so many seconds; AWS says two minutes."""
-        at = datetime.now(UTC) + timedelta(seconds=seconds)
+        at = datetime.now(timezone.utc) + timedelta(seconds=seconds)
         self.notice = json.dumps({"action": action, "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")})
 
     def until_asked(self, method: str, answer: int | None, limit_s: float = 20):

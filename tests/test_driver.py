@@ -7,7 +7,7 @@ import pytest
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control import loop
 from fairseq_ray_plugin.control.state import End
-from fairseq_ray_plugin.driver import MAX_DEFECTS, MAX_UNSTARTED, Driver
+from fairseq_ray_plugin.driver import MAX_DEFECTS, MAX_UNSTARTED, Driver, Patience
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
     FromRank,
@@ -102,3 +102,12 @@ def test_a_loop_that_is_wrong_again_and_again_ends_all_the_same(tmp_path, monkey
     driver = drive(tmp_path, Cluster(), signal_at=5)
     assert End(loop.DEFECT, driver.end.message) == driver.end
     assert "ZeroDivisionError" in driver.end.message
+
+
+def test_what_is_waited_for_is_said_again_soon_and_then_more_and_more_seldom():
+    patience = Patience()
+    patience.spoke(100.0)
+    said = [now - 100 for now in range(100, 2000) if patience.is_over(float(now))]
+    assert [5, 15, 35, 75, 155, 315, 615, 915] == said[:8]
+    patience.spoke(2000.0)
+    assert not patience.is_over(2004.0) and patience.is_over(2005.0)

@@ -40,7 +40,8 @@ def command(name, *arguments):
 
 def test_help_has_fairseqs_options_and_ours():
     text = command("fairseq-ray-train", "--help").stdout
-    ours = text.split("Ray related arguments")[1]
+    before, ours = text.split("Ray related arguments")
+    assert len(before.splitlines()) < 5, "they come first"
     for option in ("--ray-address", "--fix-batch-size", "--ray-min-workers", "--ray-max-workers"):
         assert option in ours
     assert "--update-freq" in text and "--lr-scheduler" in text
@@ -133,10 +134,20 @@ def test_on_one_node_ranks_listen_where_no_other_can_reach_them(tmp_path, englis
     run = ray_train(tmp_path, english, data.MASKED_LM, *options, pause_s=0.1)
     run.until_update(3)
     ranks = [psutil.Process(rank["pid"]) for rank in run.ranks()]
+    titles = [f"fairseq rank {n} of 2, generation 1: {tmp_path / 'save'}" for n in (0, 1)]
+    assert titles == [" ".join(rank.cmdline()).rstrip() for rank in ranks]
     connections = [connection for rank in ranks for connection in rank.net_connections()]
     assert 2 == len(ranks)
     assert {"127.0.0.1"} == {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     run.finish()
+
+
+def test_data_that_is_not_there_ends_the_run_at_once_in_one_line(tmp_path):
+    options = (*data.MASKED_LM, "--ray-max-workers", "1")
+    run = ray_train(tmp_path, tmp_path / "nowhere", options)
+    assert 1 == run.wait()
+    assert f"ERROR | fairseq_ray_plugin.driver | {tmp_path}/nowhere/dict.txt: No" in run.lines[-1]
+    assert "Traceback" not in run.output and 1 == len(run.events("started"))
 
 
 def test_a_save_dir_in_use_is_refused_at_once_and_its_run_goes_on(tmp_path, english):

@@ -43,6 +43,7 @@ ORDER = (
     "residence",
     "following",
     "connecting",
+    "usage",
     "launch",
     "__main__",
 )

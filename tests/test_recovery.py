@@ -70,6 +70,8 @@ def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
         assert f"rank {fault['rank']}" in stop["cause"]
     assert {2} == {event["world_size"] for event in run.events("started")}
     assert {30, 60, 90} <= {event["update"] for event in run.events("checkpoint")}
+    for text in ("'distributed_training': {", "criterion: "):
+        assert 1 == run.output.count(text), "a restart says nothing that was said before"
     check_nothing_left(run)
 
 

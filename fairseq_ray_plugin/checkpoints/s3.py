@@ -141,7 +141,7 @@ class S3Store:
         return known
 
     def sweep(self, older_than_s: float) -> int:
-        now, count = datetime.datetime.now(datetime.UTC), 0
+        now, count = datetime.datetime.now(datetime.timezone.utc), 0
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._explained(""):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._folder("")):

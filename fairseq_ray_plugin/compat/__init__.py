@@ -35,6 +35,8 @@ def apply(skip: Collection[str] = ()) -> None:
         return
     if "dataclass_defaults" not in skip:
         versions.allow_dataclass_instances_as_defaults()
+    if "typing_io" not in skip:
+        versions.offer_typing_io()
     patches: dict[str, list[Callable[[Any], None]]] = {}
     for name, (patch, modules) in PATCHES.items():
         if name not in skip:
@@ -83,6 +85,8 @@ def require_fairseq() -> None:
 
 PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "dataclass_defaults": (versions.allow_dataclass_instances_as_defaults, ()),
+    "typing_io": (versions.offer_typing_io, ()),
+    "hydra_plugins": (versions.find_plugins_of_hydra, ("hydra.core.plugins",)),
     "new_processes": (apply_in_new_processes, ("multiprocessing.spawn",)),
     "torch_load": (
         versions.load_checkpoints_whole,
@@ -125,6 +129,7 @@ PATCHES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         defects.load_heads_with_spectral_norm,
         ("fairseq.models.roberta.model", "fairseq.models.bart.model"),
     ),
+    "loaders": (defects.leave_the_parents_loaders_alone, ("torch.utils.data.dataloader",)),
     "libnat": (defects.refuse_training_without_libnat, ("fairseq_cli.train",)),
     "user_dir": (defects.accept_this_package_as_user_dir, ("fairseq.utils",)),
 }

@@ -192,6 +192,24 @@ def load_heads_with_spectral_norm(module: Any) -> None:
     model.upgrade_state_dict_named = upgrade_state_dict_named
 
 
+def leave_the_parents_loaders_alone(module: Any) -> None:
+    """No "can only test a child process" from loader processes.
+
+    torch's utils/data/dataloader.py: whoever is forked while an iterator lives (fairseq's loaders
+    of an epoch, beside those of validation) has a copy of it, which at its end asks after processes
+    that are not its children; or hangs, for a lock that a thread of the parent's held.
+    """
+    iterator = module._MultiProcessingDataLoaderIter
+    original = iterator.__del__
+
+    @functools.wraps(original)
+    def __del__(self: Any) -> None:
+        if all(worker._parent_pid == os.getpid() for worker in getattr(self, "_workers", ())):
+            original(self)
+
+    iterator.__del__ = __del__
+
+
 def check_libnat(cfg: Any) -> None:
     """Raises ValueError where `cfg` trains a model that needs fairseq's libnat, and it is missing.
 

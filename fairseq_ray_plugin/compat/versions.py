@@ -2,10 +2,14 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import io
+import pkgutil
+import sys
 import traceback
 import types
+import typing
 from typing import Any
 
 from fairseq_ray_plugin.compat.modules import Overlay
@@ -16,7 +20,7 @@ _OLD_PACKAGES = ("fairseq", "fairseq_cli", "hydra")
 def allow_dataclass_instances_as_defaults() -> None:
     """Dataclasses of fairseq and hydra may have another dataclass's instance as a default.
 
-    Python 3.11, the oldest this package takes, refuses a default that it cannot hash ("mutable
+    Python 3.11 and later refuse a default that it cannot hash ("mutable
     default ... use default_factory"): all those of fairseq/dataclass/configs.py:1014 and of hydra
     1.0's conf/__init__.py. A factory would not do, fairseq reads the defaults back
     (dataclass/initialize.py:22); so their classes are made hashable. So are classes derived from
@@ -36,6 +40,39 @@ def allow_dataclass_instances_as_defaults() -> None:
         return original(cls, **options)
 
     dataclasses.dataclass = dataclass
+
+
+def offer_typing_io() -> None:
+    """antlr 4.8, which hydra 1.0 pins, can be imported.
+
+    Its Lexer.py:12 asks for ``typing.io``, which Python 3.13 has dropped.
+    """
+    if sys.version_info >= (3, 13) and "typing.io" not in sys.modules:
+        there = types.ModuleType("typing.io")
+        there.TextIO = typing.TextIO  # type: ignore[attr-defined]
+        sys.modules["typing.io"] = there
+
+
+def find_plugins_of_hydra(module: Any) -> None:
+    """hydra 1.0 finds its plugins, and fairseq's configuration with them.
+
+    Its core/plugins.py:168 asks finders for ``find_module``, which Python 3.12 has dropped.
+    """
+    if "find_module" not in module.Plugins._scan_all_plugins.__code__.co_names:
+        return
+
+    class Finder:
+        def find_module(self, name: str) -> Any:
+            return self
+
+        def load_module(self, name: str) -> Any:
+            return importlib.import_module(name)
+
+    def walk_packages(*args: Any, **options: Any) -> Any:
+        for _, name, is_package in pkgutil.walk_packages(*args, **options):
+            yield Finder(), name, is_package
+
+    module.pkgutil = Overlay(pkgutil, walk_packages=walk_packages)
 
 
 def load_checkpoints_whole(module: Any) -> None:

@@ -161,6 +161,11 @@ class Strikes:
 
 _ADVICE = (
     (
+        ("IndexError: index out of range in self",),
+        "the data may have numbers that its dictionary does not: binarize it with the dictionary "
+        "that is beside it",
+    ),
+    (
         ("CUDA out of memory", "OutOfMemoryError"),
         "the GPU's memory is too small: lower --batch-size or --max-tokens (with --fix-batch-size "
         "the update stays the same)",

@@ -78,8 +78,14 @@ def differs_by_design(cfg: Any) -> bool:
     )
 
 
+def usual(values: Sequence[int]) -> int:
+    """What most ranks have, or of two the first."""
+    ((value, _),) = collections.Counter(values).most_common(1)
+    return value
+
+
 def odd_ones(values: Sequence[int]) -> str:
-    """The ranks that do not have what most have, or of two not what the first has; for people."""
-    ((usual, _),) = collections.Counter(values).most_common(1)
-    odd = [str(rank) for rank, value in enumerate(values) if value != usual]
+    """The ranks that do not have what is usual, for people."""
+    most = usual(values)
+    odd = [str(rank) for rank, value in enumerate(values) if value != most]
     return f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}" if odd else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import re
 from typing import Any
@@ -20,7 +21,8 @@ def join(cfg: Any, assignment: Assignment, listener: int | None) -> None:
     host, port = assignment.master
     if assignment.interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = assignment.interface
-    store = dist.TCPStore(
+    make_store = functools.partial(
+        dist.TCPStore,
         host,
         port,
         assignment.world_size,
@@ -29,6 +31,10 @@ def join(cfg: Any, assignment: Assignment, listener: int | None) -> None:
         wait_for_workers=False,
         master_listen_fd=listener,
     )
+    try:
+        store = make_store()
+    except NotImplementedError:  # torch 2.4 takes no listener with its default back end
+        store = make_store(use_libuv=False)
     dist.init_process_group(
         cfg.distributed_training.distributed_backend,
         store=dist.PrefixStore(str(assignment.generation), store),

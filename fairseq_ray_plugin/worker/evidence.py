@@ -26,7 +26,7 @@ async def stacks(pid: int) -> str:
         return f"no stacks: {error}"
     try:
         output, _ = await asyncio.wait_for(dump.communicate(), STACKS_S)
-    except TimeoutError:
+    except asyncio.TimeoutError:  # another one than Python's own on 3.10
         dump.kill()
         return f"no stacks in {STACKS_S:.0f} s"
     return output.decode(errors="replace").strip()

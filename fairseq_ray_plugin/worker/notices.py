@@ -82,7 +82,8 @@ def _read(endpoint: str, token: str) -> Notice:
         {"X-aws-ec2-metadata-token": token},
     )
     answer = json.loads(text)
-    left_s = max(0.0, datetime.fromisoformat(answer["time"]).timestamp() - time.time())
+    at = datetime.fromisoformat(answer["time"].replace("Z", "+00:00"))  # Python 3.10 knows no Z
+    left_s = max(0.0, at.timestamp() - time.time())
     return Notice(f"AWS will {answer['action']} this spot instance", left_s)
 
 

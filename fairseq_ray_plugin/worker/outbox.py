@@ -71,6 +71,6 @@ class Outbox:
 
     async def get(self, limit_s: float) -> list[WorkerMessage]:
         """All that may not have arrived, as soon as there is some; nothing after `limit_s`."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._has_some.wait(), limit_s)
         return list(self._messages)

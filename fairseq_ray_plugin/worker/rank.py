@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import fairseq_cli.train
+import setproctitle
 import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
@@ -39,13 +40,14 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
 )
 from fairseq_ray_plugin.training import gradients, inherited
+from fairseq_ray_plugin.training.beginning import add_beginning_hook
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.save_dir import SaveDir
-from fairseq_ray_plugin.worker import snapshots
+from fairseq_ray_plugin.worker import snapshots, terminal
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
@@ -70,6 +72,10 @@ def train_rank(
         connection: to the worker; its end of file ends this process.
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
+    setproctitle.setproctitle(
+        f"fairseq rank {assignment.rank} of {assignment.world_size}, "
+        f"generation {assignment.generation}: {cfg.checkpoint.save_dir}"
+    )
     link = Link(connection)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
     progress = Progress(link, assignment.rank, keeper.steps)
@@ -137,6 +143,8 @@ def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateK
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
     add_checkpoint_hook(keeper, history, assignment.restore)
+    add_beginning_hook(assignment)
+    terminal.show_bar()
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
         keeper.steps.end("meet")

@@ -288,7 +288,7 @@ class Worker:
         if stacks is not None:
             self._say(Stacks(stacks))
         if self.link is None:
-            with contextlib.suppress(TimeoutError):  # why it has none comes before that
+            with contextlib.suppress(asyncio.TimeoutError):  # why it has none comes before that
                 await asyncio.wait_for(self.rank_ended.wait(), ANSWER_S)
         if self.link is None:
             self._say(Held(None, order.generation))

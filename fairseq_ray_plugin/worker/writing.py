@@ -104,7 +104,7 @@ class Writing:
 
     async def idle(self, limit_s: float) -> None:
         """Nothing is being written, and nothing waits that could be; or the time is over."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), limit_s)
 
     def close(self) -> None:

@@ -319,6 +319,28 @@ def check_libnat() -> None:
         assert "--arch insertion_transformer needs fairseq's libnat" in str(error)
 
 
+def check_loaders() -> None:
+    from torch.utils.data import DataLoader
+
+    loader = iter(DataLoader([1, 2], num_workers=1))  # type: ignore[arg-type]
+    feeder = loader._index_queues[0]._notempty  # type: ignore[attr-defined]
+    reader, writer = os.pipe()
+    with feeder:  # its thread is at rest: otherwise the child might even hang
+        child = os.fork()
+    if child == 0:
+        try:
+            loader.__del__()  # type: ignore[attr-defined]
+        except AssertionError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    if error := os.read(reader, 1000).decode():
+        raise AssertionError(error)
+    workers = loader._workers  # type: ignore[attr-defined]
+    loader.__del__()  # type: ignore[attr-defined]
+    assert not any(worker.is_alive() for worker in workers), "its own it ends"
+
+
 def parsed(*options: str) -> argparse.Namespace:
     """As fairseq-train parses the options."""
     from fairseq import options as fairseq_options
@@ -363,6 +385,7 @@ EXPECTED_WITHOUT_PATCH: dict[str, str | None] = {
     "fp16_on_cpu": "CUDA",
     "spectral_norm": "out_proj.weight",
     "libnat": "no attribute 'common'",
+    "loaders": "can only test a child process",
     "span_masks": None,
     "torchrun": None,
     "user_dir_by_name": "FileNotFoundError",

@@ -14,6 +14,9 @@ from data import environment
 
 from fairseq_ray_plugin import compat
 
+TO_IMPORT_FAIRSEQ = {"dataclass_defaults", "typing_io", "hydra_plugins"}
+"""Patches without which nothing else can be tried on one Python or another."""
+
 
 def outcomes(skip: list[str]) -> dict[str, str]:
     command = [sys.executable, compat_checks.__file__, *skip]
@@ -34,7 +37,7 @@ def patched() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def unpatched() -> dict[str, str]:
-    return outcomes(skip=[name for name in compat.PATCHES if name != "dataclass_defaults"])
+    return outcomes(skip=[name for name in compat.PATCHES if name not in TO_IMPORT_FAIRSEQ])
 
 
 @pytest.mark.parametrize("check", EXPECTED_WITHOUT_PATCH)
@@ -50,10 +53,11 @@ def test_fairseq_code_fails_without_its_patch(check, unpatched):
 
 
 def test_every_patch_is_checked():
-    for name in compat.PATCHES.keys() - {"dataclass_defaults"}:
+    for name in compat.PATCHES.keys() - TO_IMPORT_FAIRSEQ:
         assert any(check.startswith(name) for check in EXPECTED_WITHOUT_PATCH), name
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 takes such defaults")
 def test_fairseq_cannot_be_imported_without_the_dataclass_patch():
     process = python(
         "from fairseq_ray_plugin import compat\n"
@@ -61,6 +65,28 @@ def test_fairseq_cannot_be_imported_without_the_dataclass_patch():
         "import fairseq"
     )
     assert "mutable default" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "since", "error"),
+    [
+        ("typing_io", (3, 13), "No module named 'typing.io'"),
+        ("hydra_plugins", (3, 12), "no attribute 'find_module'"),
+    ],
+)
+def test_hydra_works_with_its_patches_alone(name, since, error):
+    program = (
+        "from fairseq_ray_plugin import compat\n"
+        "compat.apply(skip={!r})\n"
+        "from hydra.experimental import compose, initialize\n"
+        "with initialize(): compose()"
+    )
+    assert 0 == python(program.format(())).returncode
+    without = python(program.format((name,)))
+    if sys.version_info >= since:
+        assert error in without.stderr
+    else:
+        assert 0 == without.returncode
 
 
 def test_apply_imports_nothing_and_leaves_torch_and_numpy_alone():

@@ -1,0 +1,148 @@
+"""The package on the lowest and the newest of what it stands on: writes docs/versions.md.
+
+`make versions [VERSIONS=NAME,...]`. Each corner has an environment of its own in .versions/, made
+by uv; there a quarter of the fast tests run, and a training in which processes are killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = REPOSITORY / "docs" / "versions.md"
+RESULTS = REPOSITORY / "benchmarks" / "versions.jsonl"
+FOLDER = REPOSITORY / ".versions"
+LIMIT_S = 3600
+
+FAST = (
+    "tests/test_layers.py",
+    "tests/test_options.py",
+    "tests/test_usage.py",
+    "tests/compat",
+    "tests/control/test_loop.py",
+    "tests/report",
+    "tests/training",
+    "tests/worker/test_forkserver.py",
+    "tests/worker/test_notices.py",
+    "tests/worker/test_worker.py",
+)
+REAL = (
+    "tests/test_recovery.py::test_whatever_happens_to_a_training_process_costs_the_update_in_flight",
+    "tests/test_launch.py::test_hydra_configs_train_on_ray",
+)
+"""Eight processes are killed in the first; each update and sample is there once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    python: str
+    ray: str
+    torch: str
+    numpy: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.python}-ray{self.ray}"
+
+    @property
+    def pins(self) -> list[str]:
+        return [f"ray=={self.ray}", f"torch=={self.torch}", f"numpy=={self.numpy}"]
+
+
+CORNERS = (
+    Corner("3.10", ray="2.40.0", torch="2.4.0", numpy="1.23.5"),
+    Corner("3.12", ray="2.40.0", torch="2.4.0", numpy="1.26.0"),
+    Corner("3.12", ray="2.60.0", torch="2.14.1", numpy="2.4.6"),
+    Corner("3.13", ray="2.60.0", torch="2.14.1", numpy="2.4.6"),
+)
+"""The suite itself runs on 3.11, with what constraints.txt says."""
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version on this machine, or its number, for uv to fetch one."""
+    beside = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for there in (f"python{version}", *map(str, beside)):
+        path = shutil.which(there)
+        if path and not subprocess.run([path, "-c", "import venv"], capture_output=True).returncode:
+            return path
+    return version
+
+
+def make_environment(corner: Corner) -> Path:
+    """Its Python; made anew where it is not complete."""
+    folder = FOLDER / corner.name
+    python = folder / "bin" / "python"
+    if (folder / "ready").exists():
+        return python
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "uv"
+    subprocess.run(
+        [uv, "venv", "--clear", "--python", interpreter(corner.python), str(folder)], check=True
+    )
+    target = [uv, "pip", "install", "--python", str(python)]
+    # setup.py of fairseq asks which torch and numpy are there
+    subprocess.run([*target, *corner.pins], check=True)
+    subprocess.run(
+        [*target, ".[aws,example,fairseq,test]", *corner.pins], check=True, cwd=REPOSITORY
+    )
+    (folder / "ready").touch()
+    return python
+
+
+def run_tests(python: Path, tests: tuple[str, ...], log: Path) -> str:
+    """pytest's own summary."""
+    with log.open("w") as file:
+        code = subprocess.run(
+            [str(python), "-m", "pytest", "-q", "-W", "ignore", *tests],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            timeout=LIMIT_S,
+        ).returncode
+    last = log.read_text().rstrip().splitlines()[-1]
+    summary = re.sub(r" in [\d.]+s.*", "", last.strip("= "))
+    return summary if code in (0, 1) else f"exit code {code}: {summary}"
+
+
+def run(corner: Corner) -> None:
+    """Its line is added to the results."""
+    python = make_environment(corner)
+    line = {
+        "date": datetime.date.today().isoformat(),
+        **dataclasses.asdict(corner),
+        "fast": run_tests(python, FAST, FOLDER / f"{corner.name}-fast.txt"),
+        "real": run_tests(python, REAL, FOLDER / f"{corner.name}-real.txt"),
+    }
+    print(line, flush=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def write() -> None:
+    """The newest result of each corner, in the page's table."""
+    newest = {}
+    for text in RESULTS.read_text().splitlines():
+        line = json.loads(text)
+        newest[line["python"], line["ray"]] = line
+    rows = ["| run on | Python | ray | torch | numpy | fast tests | kills of real trainings |"]
+    rows += ["|---|---|---|---|---|---|---|"]
+    for _, line in sorted(newest.items()):
+        keys = ("date", "python", "ray", "torch", "numpy", "fast", "real")
+        rows.append("| " + " | ".join(line[key] for key in keys) + " |")
+    before, after = re.split(r"\| run on .*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
+    PAGE.write_text(before + "\n".join(rows) + "\n" + after)
+
+
+if __name__ == "__main__":
+    wanted = [name for name in os.environ.get("VERSIONS", "").split(",") if name]
+    for corner in CORNERS:
+        if not wanted or corner.name in wanted:
+            run(corner)
+    write()
