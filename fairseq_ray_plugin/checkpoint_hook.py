@@ -45,6 +45,7 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
     """
     train_loop.record_boundaries(keeper)
     train_loop.show_progress(keeper)
+    train_loop.show_steps(keeper)
     if restore is not None:
         train_loop.read_validation_data_once()
     _extend_checkpoints(keeper)

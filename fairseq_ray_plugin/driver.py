@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.checkpoints.claim import Claim
 from fairseq_ray_plugin.control import loop, takeover
+from fairseq_ray_plugin.control.chronicle import Chronicle
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Log, State
 from fairseq_ray_plugin.options import ElasticConfig
@@ -88,6 +89,7 @@ def _begin(
     state, actions = takeover.take_over(found, lines, cluster.now)
     driver = Driver(cluster, config, max_ranks, record, claim, state)
     driver.lines += lines
+    driver.account_for_workers()
     driver.perform(actions, protocol.Observation(now=cluster.now))
     return driver
 
@@ -109,6 +111,7 @@ class Driver:
         self.state = state or State()
         self.lines: list[dict[str, Any]] = []
         self.journal = Background(record.write, record.path)
+        self.chronicle = Chronicle(self.state)
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
         # a state is large: one in a hundred is kept, and what was observed since
         self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
@@ -119,6 +122,10 @@ class Driver:
         self.recordings: list[Background[Beginning | Moment]] = []
         if path := os.environ.get(RECORD):
             self._record(path, self.state)
+
+    def account_for_workers(self) -> None:
+        """Those that another loop has left are there."""
+        self._write_down(self.chronicle.first)
 
     def _record(self, path: str, state: State) -> Background[Beginning | Moment]:
         """What is recorded from now on goes to that file, too."""
@@ -156,6 +163,7 @@ class Driver:
         except Exception as error:
             error_text = "".join(traceback.format_exception(error))
             self._defect(observation, error, error_text)
+        self._write_down(lambda: self.chronicle.before(observation, before, self.state, actions))
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
         self.perform(actions, observation)
@@ -182,14 +190,28 @@ class Driver:
     def _perform(self, action: Action) -> None:
         match action:
             case Log(event):
-                line = journal.line(event)
-                self.lines.append(line)
-                self.journal.put(line)
+                self._write(event)
                 logger.info("%s", _tell(event, self.cluster))
             case End():
                 self.end = action
             case _:
+                if isinstance(action, protocol.Start):
+                    start = action
+                    self._write_down(lambda: self.chronicle.at(start, self.state))
                 self.cluster.perform(action)
+
+    def _write(self, event: journal.Event) -> None:
+        line = journal.line(event)
+        self.lines.append(line)
+        self.journal.put(line)
+
+    def _write_down(self, events: Callable[[], list[journal.Event]]) -> None:
+        """What only the account of the run needs."""
+        try:
+            for event in events():
+                self._write(event)
+        except Exception as error:
+            self._complain("the account of the run is not complete", error)
 
     def _complain(self, what: str, error: Exception) -> None:
         """Said once, with all there is to know; training goes on."""

@@ -10,9 +10,12 @@ import fairseq_ray_plugin
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
 PURE = (
     "options",
+    "activity",
     "protocol",
     "assignment",
     "report",
+    "accounting",
+    "page",
     "control",
     "checkpoints",
     "heartbeats",
@@ -25,9 +28,12 @@ LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
 
 ORDER = (
     "options",
+    "activity",
     "protocol",
     "assignment",
     "report",
+    "accounting",
+    "page",
     "control",
     "checkpoints",
     "compat",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.control import copies, membership, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
@@ -27,7 +28,6 @@ from fairseq_ray_plugin.control.state import (
 )
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
-    Activity,
     Advanced,
     Checkpointed,
     Copy,

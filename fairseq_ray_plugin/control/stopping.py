@@ -120,7 +120,7 @@ def stop(s: Step, phase: Stopping) -> None:
     if phase.cause is Cause.PREEMPTED or any(f.cause is Cause.LOST for f in s.failures):
         s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
     first = first_cause(s.failures)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"node": first.node} if first and first.node else {}
     if first and first.error:
         more["traceback"] = first.error.traceback
     s.log(EventKind.STOPPED, describe(phase.cause, first), **more)

@@ -24,9 +24,13 @@ class EventKind(enum.Enum):
         return member
 
     WAITING = "waiting", "there are too few workers to train"
+    SLOTS = "slots", "workers came to their nodes, had imported everything, or went"
+    BEGINNING = "beginning", "a generation is told to start: on which workers, from which update"
     STARTED = "started", "the training processes of a generation run: their nodes and pids"
     ADVANCED = "advanced", "the generation's first update is complete"
     CHECKPOINT = "checkpoint", "a checkpoint has been written: its path, and the update it is after"
+    PROGRESS = "progress", "what the generation's seconds went to so far, and what it last logged"
+    STOPPING = "stopping", "a generation is asked to come to rest"
     STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
     TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"
     NOTICE = "notice", "a node is to be taken away"
@@ -39,6 +43,10 @@ class EventKind(enum.Enum):
     FINISHED = "finished", "the run is over: training came to its end"
     FAILED = "failed", "the run is over: it was given up"
     INTERRUPTED = "interrupted", "the run is over: it was told to end"
+
+
+QUIET = frozenset([EventKind.SLOTS, EventKind.BEGINNING, EventKind.PROGRESS, EventKind.STOPPING])
+"""What is written down for the account of the run alone, and not said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from fairseq import utils
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
-from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 from fairseq_ray_plugin.training.save_dir import SaveDir
@@ -52,6 +52,7 @@ class StateKeeper:
         rank, world_size: of this generation.
         on_boundary: called with the number of updates after each one completed.
         on_doing: called with what comes next, or still goes on.
+        on_step: called when an update begins, with its batch at hand.
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
@@ -65,12 +66,14 @@ class StateKeeper:
         world_size: int,
         on_boundary: Callable[[int], None] = lambda update: None,
         on_doing: Callable[[Activity], None] = lambda activity: None,
+        on_step: Callable[[], None] = lambda: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
         on_due: Callable[[int, Callable[[str], object]], bool] = lambda update, put_by: False,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_doing = on_boundary, on_doing
+        self.on_step = on_step
         self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
         self.hold_requested = threading.Event()
         self.asked = 0

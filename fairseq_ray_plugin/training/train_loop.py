@@ -9,8 +9,8 @@ import fairseq_cli.train
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.compat.modules import patch
-from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import agreement
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.train_iterator import ElasticEpochBatchIterator, order_of
@@ -110,6 +110,15 @@ def show_progress(keeper: StateKeeper) -> None:
         def told(original: Any, *args: Any, what: str = what, **kwargs: Any) -> Any:
             keeper.on_doing(what)
             return original(*args, **kwargs)
+
+
+def show_steps(keeper: StateKeeper) -> None:
+    """When the batch of an update is there is told, which until then is waited for."""
+
+    @patch(Trainer, "train_step")
+    def train_step(original: Any, *args: Any, **kwargs: Any) -> Any:
+        keeper.on_step()
+        return original(*args, **kwargs)
 
 
 def read_validation_data_once() -> None:

@@ -23,11 +23,11 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.checkpoints import claim, stores
 from fairseq_ray_plugin.protocol import (
-    Activity,
     Checkpointed,
     Error,
     Finished,
@@ -77,7 +77,9 @@ def train_rank(
 
     def on_boundary(update: int) -> None:
         progress.advanced(update)
+        progress.turn_to("saving")
         by_and_by.at_boundary(update)
+        progress.turn_to("training")
 
     deposits = Deposits(
         link,
@@ -87,10 +89,11 @@ def train_rank(
         is_only_way=bool(store),
     )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
+    keeper.on_step = functools.partial(progress.turn_to, "training")
     keeper.on_due = deposits.add
-    keeper.on_hold = lambda update: link.send(Held(update, keeper.asked))
+    keeper.on_hold = lambda update: link.send(Held(update, keeper.asked, progress.tally()))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
-    told = (connection, link, keeper, deposits)
+    told = (connection, link, keeper, deposits, progress)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
         _train(cfg, assignment, listener, keeper)
@@ -101,9 +104,10 @@ def train_rank(
         link.send(Refusal(str(error), error.spoiled))
     except BaseException as error:
         by_peer = is_peer_error(error)
-        link.send(Raised(keeper.freeze_after_failure(), as_it_travels(error, by_peer), by_peer))
+        held = keeper.freeze_after_failure()
+        link.send(Raised(held, as_it_travels(error, by_peer), by_peer, progress.tally()))
     else:
-        link.send(Finished(keeper.freeze()))
+        link.send(Finished(keeper.freeze(), progress.tally()))
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -137,10 +141,16 @@ def as_it_travels(error: BaseException, by_peer: bool) -> Error:
     return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text)
 
 
-def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: Deposits) -> None:
+def answer(
+    connection: Connection,
+    link: Link,
+    keeper: StateKeeper,
+    deposits: Deposits,
+    progress: Progress,
+) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     orders: queue.SimpleQueue[Hold | Write] = queue.SimpleQueue()
-    threading.Thread(target=_obey, args=(orders, link, keeper), daemon=True).start()
+    threading.Thread(target=_obey, args=(orders, link, keeper, progress), daemon=True).start()
     while True:
         try:
             order = connection.recv()
@@ -154,14 +164,16 @@ def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: De
         orders.put(order)
 
 
-def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeeper) -> None:
+def _obey(
+    orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeeper, progress: Progress
+) -> None:
     """One order after the other; each may take long."""
     while True:
         match orders.get():
             case Hold(generation, at_once):
                 keeper.asked = generation
                 if at_once:
-                    link.send(Held(keeper.freeze(), generation))
+                    link.send(Held(keeper.freeze(), generation, progress.tally()))
                 else:
                     keeper.hold_requested.set()
             case Write(folders, name, as_checkpoint):

@@ -14,7 +14,7 @@ from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker.deposits import Deposits
-from fairseq_ray_plugin.worker.progress import Link
+from fairseq_ray_plugin.worker.progress import Link, Progress
 from fairseq_ray_plugin.worker.rank import answer
 from fairseq_ray_plugin.worker.snapshots import Snapshots
 
@@ -45,7 +45,7 @@ def worker(keeper, monkeypatch):
     worker, rank = Pipe()
     link = Link(rank)
     deposits = Deposits(link, 1, Snapshots(link, keeper.put_by, (), 0), lambda: None)
-    told = (rank, link, keeper, deposits)
+    told = (rank, link, keeper, deposits, Progress(link, 0))
     answers = threading.Thread(target=answer, args=told, daemon=True)
     answers.start()
     yield worker
