@@ -19,12 +19,14 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.accounting.account import account
 from fairseq_ray_plugin.checkpoints.claim import Claim
 from fairseq_ray_plugin.control import loop, takeover
 from fairseq_ray_plugin.control.chronicle import Chronicle
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Log, State
 from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.page import words
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.report.background import Background
 
@@ -111,7 +113,7 @@ class Driver:
         self.state = state or State()
         self.lines: list[dict[str, Any]] = []
         self.journal = Background(record.write, record.path)
-        self.chronicle = Chronicle(self.state)
+        self.chronicle, self.save_dir = Chronicle(self.state), record.save_dir
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
         # a state is large: one in a hundred is kept, and what was observed since
         self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
@@ -235,9 +237,21 @@ class Driver:
         if self.num_defects > MAX_DEFECTS:
             self.end = End(loop.DEFECT, f"a defect of fairseq_ray_plugin: {error!r}")
 
+    def _tell_account(self) -> None:
+        """Where the time went, in a line, and where there is more."""
+        try:
+            run = [{**line, "run": ""} for line in self.lines]
+            logger.info(
+                "%s; more: python -m fairseq_ray_plugin report %s",
+                *(words.goodput_line(account(run)), self.save_dir),
+            )
+        except Exception as error:
+            self._complain("the account of the run is not complete", error)
+
     def close(self) -> None:
         """All is written that can be, and told what the run went through, and why it ended."""
         logger.info("%s", journal.summary(self.lines))
+        self._tell_account()
         stops = [line for line in self.lines if line["kind"] == "stopped"]
         raised = [line for line in stops if line["cause"].startswith("FAILED")]
         if raised:

@@ -71,11 +71,12 @@ class Journal:
 
     Args:
         run: whose events they are; several runs may have the same folder.
+        save_dir: what the user knows the folder by.
     """
 
-    def __init__(self, folder: str, run: str = "") -> None:
+    def __init__(self, folder: str, run: str = "", save_dir: str = "") -> None:
         os.makedirs(folder, exist_ok=True)
-        self.run = run
+        self.run, self.save_dir = run, save_dir or folder
         self.path = os.path.join(folder, FILE_NAME)
         # a driver that was killed may have left half a line: never join ours to it
         with open(self.path, "a+b") as file:
@@ -109,13 +110,18 @@ def line(event: Event) -> dict[str, Any]:
 
 def read(path: str) -> list[dict[str, Any]]:
     """The events in a journal file, oldest first; a half-written line is left out."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return parse(file)
+
+
+def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The events in lines of a journal; a half-written line is left out."""
     events = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                events.append(json.loads(text))
-            except ValueError:
-                continue
+    for text in lines:
+        try:
+            events.append(json.loads(text))
+        except ValueError:
+            continue
     return events
 
 

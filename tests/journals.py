@@ -142,7 +142,7 @@ def long_run(num_lines=10_000, num_slots=64, seed=1):
             logged={"update": made.update, "loss": 2 + 8 / (1 + made.update / 1e4), "lr": 1e-3},
         )
         made.write("checkpoint", path="save/checkpoint_last.pt")
-        if rng.random() < 0.2 and len(there) < num_slots:
+        if rng.random() < 0.6 and len(there) < num_slots:
             made.come(f"worker-{number}", ready_after=6)
             there.append(f"worker-{number}")
             number += 1
