@@ -6,6 +6,7 @@ rest, until its worker ends it: its state may still be wanted.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import math
@@ -13,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -47,6 +49,14 @@ from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker import snapshots
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
+
+logger = logging.getLogger(__name__)
+
+END_LIMIT_S = 60.0
+"""W&B may have to send what it has; then the run ends without it."""
+
+SIGN_S = 1.0
+"""How often who waits shows that it does."""
 
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
 """Characters of an exception that travel: a message may print a tensor."""
@@ -90,7 +100,8 @@ def train_rank(
     )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
     keeper.on_step = functools.partial(progress.turn_to, "training")
-    keeper.on_due = deposits.add
+    keeper.on_due, keeper.on_logged = deposits.add, progress.logged
+    keeper.on_rest = end_properly
     keeper.on_hold = lambda update: link.send(Held(update, keeper.asked, progress.tally()))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
     told = (connection, link, keeper, deposits, progress)
@@ -107,7 +118,12 @@ def train_rank(
         held = keeper.freeze_after_failure()
         link.send(Raised(held, as_it_travels(error, by_peer), by_peer, progress.tally()))
     else:
-        link.send(Finished(keeper.freeze(), progress.tally()))
+        is_ended = threading.Event()
+        finish = threading.Thread(target=_finish, args=(link, keeper, progress, is_ended))
+        finish.start()
+        end_properly()
+        is_ended.set()
+        finish.join()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -131,6 +147,21 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
         if assignment.groups is not None:
             gradients.as_on_several_workers(cfg.distributed_training.ddp_backend)
         fairseq_cli.train.main(cfg)
+
+
+def end_properly() -> None:
+    """What else happens when a process ends: writers are closed, who asked to be called is."""
+    atexit._run_exitfuncs()
+
+
+def _finish(link: Link, keeper: StateKeeper, progress: Progress, is_ended: threading.Event) -> None:
+    """Training is over when all that was logged is where it belongs, or has had its time."""
+    end = time.monotonic() + END_LIMIT_S
+    while not is_ended.wait(SIGN_S) and time.monotonic() < end:
+        progress.doing(Activity.SAVING)
+    if not is_ended.is_set():
+        logger.warning("writers are not closed after %.0f s, and not waited for", END_LIMIT_S)
+    link.send(Finished(keeper.freeze(), progress.tally()))
 
 
 def as_it_travels(error: BaseException, by_peer: bool) -> Error:
