@@ -151,7 +151,10 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
 
 def end_properly() -> None:
     """What else happens when a process ends: writers are closed, who asked to be called is."""
-    atexit._run_exitfuncs()
+    try:
+        atexit._run_exitfuncs()
+    except BaseException as error:  # the others have been called; as where a process ends
+        logger.warning("what was to be called at the end of the process raised %r", error)
 
 
 def _finish(link: Link, keeper: StateKeeper, progress: Progress, is_ended: threading.Event) -> None:

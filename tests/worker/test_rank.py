@@ -1,6 +1,7 @@
 """A rank answers its worker at any time, whatever takes long in it."""
 
 import os
+import subprocess
 import sys
 import threading
 import types
@@ -106,3 +107,17 @@ def test_what_cannot_be_written_is_said(worker):
     unsaved = hear(worker)
     assert isinstance(unsaved, Unsaved)
     assert "there is no state to save" in unsaved.reason
+
+
+def test_at_the_end_of_a_rank_all_is_called_that_asked_for_it_whatever_one_of_them_raises():
+    """In a process of its own: what pytest has registered is not to be called."""
+    code = (
+        "import atexit, logging; logging.basicConfig()\n"
+        "from fairseq_ray_plugin import compat; compat.apply()\n"
+        "from fairseq_ray_plugin.worker import rank\n"
+        "atexit.register(print, 'first'); atexit.register(lambda: 1 // 0)\n"
+        "atexit.register(print, 'last'); rank.end_properly(); print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("last\nfirst\ngoes on\n"), done.stderr
+    assert "ZeroDivisionError" in done.stderr
