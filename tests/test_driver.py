@@ -102,3 +102,19 @@ def test_a_loop_that_is_wrong_again_and_again_ends_all_the_same(tmp_path, monkey
     driver = drive(tmp_path, Cluster(), signal_at=5)
     assert End(loop.DEFECT, driver.end.message) == driver.end
     assert "ZeroDivisionError" in driver.end.message
+
+
+def test_the_last_lines_say_where_the_time_went_and_where_there_is_more(tmp_path, caplog):
+    caplog.set_level("INFO")
+    drive(tmp_path, Cluster())
+    told = [line for line in caplog.text.splitlines() if "goodput" in line]
+    assert 1 == len(told)
+    assert told[0].endswith(f"more: python -m fairseq_ray_plugin report {tmp_path}")
+
+
+def test_an_account_that_cannot_be_made_ends_no_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("fairseq_ray_plugin.control.chronicle._slots", lambda *_: 1 // 0)
+    monkeypatch.setattr("fairseq_ray_plugin.driver.account", lambda lines: 1 // 0)
+    driver = drive(tmp_path, Cluster())
+    assert 143 == driver.end.exit_code
+    assert 1 == caplog.text.count("the account of the run is not complete")

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from fairseq_ray_plugin.accounting.account import account
+from fairseq_ray_plugin.checkpoints import stores
 from fairseq_ray_plugin.page import command, terminal, trace, words
 from fairseq_ray_plugin.page import html as html_page
 
@@ -139,6 +140,17 @@ def test_the_command_writes_what_is_asked_for_and_says_in_a_line_what_it_cannot(
     journal.write_text("")
     assert 2 == command.main([str(tmp_path)])
     assert "elastic.jsonl has no events" in capsys.readouterr().err
+
+
+def test_the_journal_of_a_run_in_a_store_is_read_there(capsys):
+    pytest.importorskip("fsspec")
+    lines = "".join(json.dumps(line) + "\n" for line in a_run().end().lines)
+    stores.open_store("memory://bucket/run").put_bytes("elastic.jsonl", lines.encode())
+    assert 0 == command.main(["memory://bucket/run"])
+    assert "memory://bucket/run: finished" in capsys.readouterr().out
+    assert 2 == command.main(["memory://bucket/none"])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "memory://bucket/none" in said
 
 
 def test_times_are_said_in_two_units_at_the_most():
