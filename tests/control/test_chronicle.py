@@ -95,6 +95,7 @@ def test_a_stop_is_written_down_with_what_the_survivor_says_of_its_time(two):
     tally = Tally(loading=0.5, training=9.5, in_flight=0.4)
     two.hear(other, Held(10, two.state.generation, tally), after=0.1)
     two.hear(other, Saved(10, "memory"), after=0.2)
+    assert two.kinds("progress")[-1]["final"] and not two.kinds("progress")[0]["final"]
     kinds = [line["kind"] for line in two.lines]
     assert ["stopping", "progress", "stopped", "beginning"] == kinds[-4:]
     two.start().hear("worker-1", Advanced(11, 0.0, Tally(loading=0.3, training=1.0)), after=1.3)

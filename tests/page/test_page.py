@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fairseq_ray_plugin.accounting.account import account
 from fairseq_ray_plugin.checkpoints import stores
-from fairseq_ray_plugin.page import command, terminal, trace, words
+from fairseq_ray_plugin.page import charts, command, terminal, trace, words
 from fairseq_ray_plugin.page import html as html_page
 
 
@@ -112,6 +112,13 @@ def test_ten_thousand_lines_make_a_page_of_less_than_300_kb():
     assert time.process_time() - begin < 2
     assert len(page.encode()) < 300_000
     assert [] == Reader(page).open
+
+
+def test_what_would_make_the_page_large_is_drawn_more_coarsely(monkeypatch):
+    told = account(journals.long_run(2000))
+    finely = len(html_page.page(told, "save"))
+    monkeypatch.setattr(charts, "MOST_RUNS", 60)
+    assert len(html_page.page(told, "save")) < finely - 1_000
 
 
 def test_the_trace_has_a_track_for_each_slot_on_which_nothing_overlaps():

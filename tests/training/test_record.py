@@ -79,6 +79,7 @@ def test_the_survivor_of_a_rank_0_that_wrote_nothing_has_its_point(patched, tmp_
     (tmp_path / "log.txt").write_text("")
     points = Points(rank=0)
     points.restore(survivor.state(3), 3, pending=True)
+    assert survivor.state(3)["points"] == points.state(3)["points"], "should it die at once"
     log(make_bar(points, tmp_path), 4)
     assert ["3", "4"] == [line.split('"num_updates": ')[1].strip('"}') for line in text(tmp_path)]
     writer = Writer.made[-1]
