@@ -63,7 +63,11 @@ class _Reader:
 
     def hear(self, line: Line) -> None:
         at = line["time"]
-        if not self.story.starts or line.get("run") != self.story.starts[-1].run or self.is_over:
+        if (
+            not self.story.starts
+            or str(line.get("run")) != self.story.starts[-1].run
+            or self.is_over
+        ):
             self._begin_start(line)
         self._go_on_until(at)
         self.story.events.append(line)
