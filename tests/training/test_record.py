@@ -1,12 +1,14 @@
 """What training logs is there once, and all of it, whatever died in between."""
 
 import logging
+import types
 
 import pytest
 import torch
-from fairseq.logging import meters, progress_bar
+from fairseq.logging import meters, metrics, progress_bar
 
 from fairseq_ray_plugin.activity import Logged
+from fairseq_ray_plugin.training import train_loop
 from fairseq_ray_plugin.training.record import Points, keep_record
 
 
@@ -183,3 +185,32 @@ def test_wandb_has_one_run_and_the_users_own_id_wins(patched, tmp_path, monkeypa
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     make_bar(Points(0), tmp_path, wandb_project="p")
     assert [("training", "allow"), ("mine", "allow")] == ids
+
+
+def test_an_epochs_averages_are_logged_once_by_whoever_gets_to_it(monkeypatch):
+    printed = []
+    bar = types.SimpleNamespace(print=lambda stats, tag, step: printed.append((tag, step, stats)))
+    monkeypatch.setattr(progress_bar, "progress_bar", lambda *args, **options: bar)
+    names = ("log_format", "log_file", "log_interval", "tensorboard_logdir", "wandb_project")
+    common = dict.fromkeys((*names, "no_progress_bar", "azureml_logging"))
+    cfg = types.SimpleNamespace(
+        common=types.SimpleNamespace(**common),
+        distributed_training=types.SimpleNamespace(distributed_rank=0),
+        checkpoint=types.SimpleNamespace(save_dir="save"),
+    )
+    trainer = types.SimpleNamespace(get_num_updates=lambda: 52)
+    metrics.reset()
+    metrics.log_start_time("wall", round=0)
+    with metrics.aggregate("train"):
+        metrics.log_scalar("loss", 2.0, weight=3)
+    state = metrics.state_dict()
+    train_loop._end_epoch(cfg, trainer, 2)
+    train_loop._end_epoch(cfg, trainer, 2)
+    ((tag, step, stats),) = printed
+    assert ("train", 52, 2.0) == (tag, step, stats["loss"])
+    metrics.load_state_dict(metrics.state_dict())  # the state after it was logged
+    train_loop._end_epoch(cfg, trainer, 2)
+    assert 1 == len(printed)
+    metrics.load_state_dict(state)  # and before
+    train_loop._end_epoch(cfg, trainer, 2)
+    assert 2 == len(printed)
