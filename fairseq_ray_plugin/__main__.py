@@ -3,7 +3,8 @@
 It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without Ray; and ``run
 SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
 what the control loop decides on the observations of a recorded run; ``checkpoints SAVE_DIR`` lists
-the checkpoints there, and whether they are whole.
+the checkpoints there, and whether they are whole; ``report SAVE_DIR`` says where
+a run's time went.
 """
 
 import importlib
@@ -40,11 +41,16 @@ def main() -> int | None:
         print(
             "python -m fairseq_ray_plugin checkpoints SAVE_DIR  reads checkpoints, and lists them"
         )
+        print("python -m fairseq_ray_plugin report SAVE_DIR   says where a run's time went")
         return 0
     if tool == "replay":
         return replay(sys.argv[2:])
     if tool == "checkpoints":
         return checkpoints(sys.argv[2:])
+    if tool == "report":
+        from fairseq_ray_plugin.page import command
+
+        return command.main(sys.argv[2:])
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])

@@ -24,6 +24,7 @@ from fairseq_ray_plugin.training import (
     exact,
     loaders,
     raw,
+    record,
     source,
     state_file,
     train_iterator,
@@ -47,9 +48,11 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
     """
     train_loop.record_boundaries(keeper)
     train_loop.show_progress(keeper)
+    train_loop.show_steps(keeper)
     if restore is not None:
         train_loop.read_validation_data_once()
         transfer.without_first_sync()
+    record.keep_record(keeper.points, keeper.on_logged, lambda: keeper.training)
     _extend_checkpoints(keeper)
     _restore(keeper, history, restore)
 
@@ -173,7 +176,10 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
                 trainer.lr_step(*boundary.lr_step)
                 boundary = dataclasses.replace(boundary, lr_step=None)
         if chosen is not None and extra_state is not None:
-            keeper.training = (extra_state.get(EXTRA) or {}).get("training")
+            ours = extra_state.get(EXTRA) or {}
+            keeper.training = ours.get("training")
+            if "record" in ours:
+                keeper.points.restore(ours["record"], boundary.update, boundary.pending)
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)

@@ -19,11 +19,14 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.accounting.account import account
 from fairseq_ray_plugin.checkpoints.claim import Claim
 from fairseq_ray_plugin.control import loop, takeover
+from fairseq_ray_plugin.control.chronicle import Chronicle
 from fairseq_ray_plugin.control.recording import Beginning, Moment
 from fairseq_ray_plugin.control.state import Action, End, Gathering, Log, Standing, State
 from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.page import words
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.report.background import Background
 
@@ -91,6 +94,7 @@ def _begin(
     state, actions = takeover.take_over(found, lines, cluster.now)
     driver = Driver(cluster, config, max_ranks, record, claim, state)
     driver.lines += lines
+    driver.account_for_workers()
     driver.perform(actions, protocol.Observation(now=cluster.now))
     return driver
 
@@ -129,6 +133,7 @@ class Driver:
         self.state = state or State()
         self.lines: list[dict[str, Any]] = []
         self.journal = Background(record.write, record.path)
+        self.chronicle, self.save_dir = Chronicle(self.state), record.save_dir
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
         # a state is large: one in a hundred is kept, and what was observed since
         self.moments: collections.deque[tuple[State, list[protocol.Observation]]]
@@ -140,6 +145,10 @@ class Driver:
         self.recordings: list[Background[Beginning | Moment]] = []
         if path := os.environ.get(RECORD):
             self._record(path, self.state)
+
+    def account_for_workers(self) -> None:
+        """Those that another loop has left are there."""
+        self._write_down(self.chronicle.first)
 
     def _record(self, path: str, state: State) -> Background[Beginning | Moment]:
         """What is recorded from now on goes to that file, too."""
@@ -177,6 +186,7 @@ class Driver:
         except Exception as error:
             error_text = "".join(traceback.format_exception(error))
             self._defect(observation, error, error_text)
+        self._write_down(lambda: self.chronicle.before(observation, before, self.state, actions))
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
         self.perform(actions, observation)
@@ -216,14 +226,28 @@ class Driver:
     def _perform(self, action: Action) -> None:
         match action:
             case Log(event):
-                line = journal.line(event)
-                self.lines.append(line)
-                self.journal.put(line)
+                self._write(event)
                 logger.info("%s", _tell(event, self.cluster))
             case End():
                 self.end = action
             case _:
+                if isinstance(action, protocol.Start):
+                    start = action
+                    self._write_down(lambda: self.chronicle.at(start, self.state))
                 self.cluster.perform(action)
+
+    def _write(self, event: journal.Event) -> None:
+        line = journal.line(event)
+        self.lines.append(line)
+        self.journal.put(line)
+
+    def _write_down(self, events: Callable[[], list[journal.Event]]) -> None:
+        """What only the account of the run needs."""
+        try:
+            for event in events():
+                self._write(event)
+        except Exception as error:
+            self._complain("the account of the run is not complete", error)
 
     def _complain(self, what: str, error: Exception) -> None:
         """Said once, with all there is to know; training goes on."""
@@ -247,9 +271,21 @@ class Driver:
         if self.num_defects > MAX_DEFECTS:
             self.end = End(loop.DEFECT, f"a defect of fairseq_ray_plugin: {error!r}")
 
+    def _tell_account(self) -> None:
+        """Where the time went, in a line, and where there is more."""
+        try:
+            run = [{**line, "run": ""} for line in self.lines]
+            logger.info(
+                "%s; more: python -m fairseq_ray_plugin report %s",
+                *(words.goodput_line(account(run)), self.save_dir),
+            )
+        except Exception as error:
+            self._complain("the account of the run is not complete", error)
+
     def close(self) -> None:
         """All is written that can be, and told what the run went through, and why it ended."""
         logger.info("%s", journal.summary(self.lines))
+        self._tell_account()
         stops = [line for line in self.lines if line["kind"] == "stopped"]
         raised = [line for line in stops if line["cause"].startswith("FAILED")]
         if raised:

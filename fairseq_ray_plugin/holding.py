@@ -47,7 +47,7 @@ def hold(job: Job, save_dir: str, run: str = "", is_needed: bool = True) -> Iter
         try:
             held = claim.take(claim_places.place_of(save_dir), stores.shown(save_dir), run=run)
             undo.callback(held.release)
-            journal = Journal(_folder(save_dir, undo), job.name)
+            journal = Journal(_folder(save_dir, undo), job.name, stores.shown(save_dir))
         except claim.InUse as error:
             raise Unusable(str(error)) from error
         except (OSError, stores.StoreError) as error:

@@ -7,20 +7,9 @@ observed. What a rank says travels in an envelope (`FromRank`) that its worker p
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Mapping
 
-
-class Activity(enum.Enum):
-    """What a rank does."""
-
-    LOADING = "loading"
-    """Reading data and checkpoints, up to its first update, or an epoch's."""
-
-    TRAINING = "training"
-    VALIDATING = "validating"
-    SAVING = "saving a checkpoint"
-
+from fairseq_ray_plugin.activity import Activity, Tally
 
 # Copies of the state
 
@@ -76,6 +65,8 @@ class Advanced:
     steps: tuple[tuple[str, float], ...] = ()
     """With the first one: what the rank did up to it, in order, and the seconds of each."""
 
+    tally: Tally | None = dataclasses.field(default=None, compare=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Doing:
@@ -129,6 +120,8 @@ class Held:
     asked: int
     """The generation that was to be held: where that never began, an older one answers."""
 
+    tally: Tally | None = dataclasses.field(default=None, compare=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Error:
@@ -153,6 +146,8 @@ class Raised:
     by_peer: bool = False
     """Only because another rank went away."""
 
+    tally: Tally | None = dataclasses.field(default=None, compare=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
@@ -167,6 +162,7 @@ class Finished:
     """Training has come to its end."""
 
     update: int | None
+    tally: Tally | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,3 +111,19 @@ def test_what_is_waited_for_is_said_again_soon_and_then_more_and_more_seldom():
     assert [5, 15, 35, 75, 155, 315, 615, 915] == said[:8]
     patience.spoke(2000.0)
     assert not patience.is_over(2004.0) and patience.is_over(2005.0)
+
+
+def test_the_last_lines_say_where_the_time_went_and_where_there_is_more(tmp_path, caplog):
+    caplog.set_level("INFO")
+    drive(tmp_path, Cluster())
+    told = [line for line in caplog.text.splitlines() if "goodput" in line]
+    assert 1 == len(told)
+    assert told[0].endswith(f"more: python -m fairseq_ray_plugin report {tmp_path}")
+
+
+def test_an_account_that_cannot_be_made_ends_no_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("fairseq_ray_plugin.control.chronicle._slots", lambda *_: 1 // 0)
+    monkeypatch.setattr("fairseq_ray_plugin.driver.account", lambda lines: 1 // 0)
+    driver = drive(tmp_path, Cluster())
+    assert 143 == driver.end.exit_code
+    assert 1 == caplog.text.count("the account of the run is not complete")

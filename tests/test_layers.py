@@ -10,9 +10,12 @@ import fairseq_ray_plugin
 PACKAGE = Path(fairseq_ray_plugin.__file__).parent
 PURE = (
     "options",
+    "activity",
     "protocol",
     "assignment",
     "report",
+    "accounting",
+    "page",
     "control",
     "checkpoints",
     "heartbeats",
@@ -25,11 +28,14 @@ LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
 
 ORDER = (
     "options",
+    "activity",
     "protocol",
     "assignment",
     "report",
+    "accounting",
     "control",
     "checkpoints",
+    "page",
     "compat",
     "training",
     "checkpoint_hook",

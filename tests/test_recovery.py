@@ -8,10 +8,14 @@ import time
 import data
 import psutil
 import pytest
+import recorded
 import torch
 from metadata import MetadataServer
 from oom import too_little_memory
 from runs import STATEFUL, check_epochs, kill, ray_train, same
+
+from fairseq_ray_plugin.accounting.account import account
+from fairseq_ray_plugin.accounting.spent import Spent
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8")
 
@@ -54,11 +58,12 @@ def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
         {"rank": 1, "update": 71, "where": "all_reduce", "what": "SIGSEGV"},
         {"rank": 0, "update": 81, "where": "begin", "what": "SIGABRT"},
     ]
+    log_file = tmp_path / "log.txt"
     run = ray_train(
         tmp_path,
         english,
         FIXED,
-        *("--max-update", "90", "--save-interval-updates", "30"),
+        *("--max-update", "90", "--save-interval-updates", "30", "--log-file", log_file),
         address=two_nodes.address,
         faults=faults,
     ).finish()
@@ -72,6 +77,15 @@ def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
     assert {30, 60, 90} <= {event["update"] for event in run.events("checkpoint")}
     for text in ("'distributed_training': {", "criterion: "):
         assert 1 == run.output.count(text), "a restart says nothing that was said before"
+    logged = recorded.json_lines(log_file.read_text())
+    assert {1} == {len(lines) for lines in logged.values()}, "what was logged is there once"
+    expected = {(update, "loss") for update in range(1, 91)}
+    expected |= {(update, "valid_loss") for update in (30, 60, 90)} | {(90, "train_loss")}
+    assert expected == set(logged)
+    told = account(run.events())
+    assert sum(told.spent.values()) == pytest.approx(told.wall_s * told.slots)
+    assert len(faults) == len(told.failures) and told.updates_redone == 0
+    assert all(told.spent[kind] > 0 for kind in (Spent.VALIDATION, Spent.CHECKPOINT_RESTORE))
     check_nothing_left(run)
 
 

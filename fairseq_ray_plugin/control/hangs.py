@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from fairseq_ray_plugin.protocol import Activity
+from fairseq_ray_plugin.activity import Activity
 
 LOADING_LIMIT_S = 1800.0
 """A large data set on a slow file system takes its time, and nothing is known of it yet."""

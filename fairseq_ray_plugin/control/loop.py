@@ -11,6 +11,7 @@ import dataclasses
 import signal
 from collections.abc import Mapping
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.control import copies, membership, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
@@ -28,7 +29,6 @@ from fairseq_ray_plugin.control.state import (
 )
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
-    Activity,
     Advanced,
     Checkpointed,
     Copy,

@@ -121,7 +121,7 @@ def stop(s: Step, phase: Stopping) -> None:
         s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
     s.end_step("hold")
     first = first_cause(s.failures)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"node": first.node} if first and first.node else {}
     if first and first.error:
         more["traceback"] = first.error.traceback
     s.log(EventKind.STOPPED, describe(phase.cause, first), **more)

@@ -24,9 +24,13 @@ class EventKind(enum.Enum):
         return member
 
     WAITING = "waiting", "there are too few workers to train"
+    SLOTS = "slots", "workers came to their nodes, had imported everything, or went"
+    BEGINNING = "beginning", "a generation is told to start: on which workers, from which update"
     STARTED = "started", "the training processes of a generation run: their nodes and pids"
     ADVANCED = "advanced", "the generation's first update is complete: seconds of each step to it"
     CHECKPOINT = "checkpoint", "a checkpoint has been written: its path, and the update it is after"
+    PROGRESS = "progress", "what the generation's seconds went to so far, and what it last logged"
+    STOPPING = "stopping", "a generation is asked to come to rest"
     STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
     TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"
     NOTICE = "notice", "a node is to be taken away"
@@ -39,6 +43,10 @@ class EventKind(enum.Enum):
     FINISHED = "finished", "the run is over: training came to its end"
     FAILED = "failed", "the run is over: it was given up"
     INTERRUPTED = "interrupted", "the run is over: it was told to end"
+
+
+QUIET = frozenset([EventKind.SLOTS, EventKind.BEGINNING, EventKind.PROGRESS, EventKind.STOPPING])
+"""What is written down for the account of the run alone, and not said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +71,12 @@ class Journal:
 
     Args:
         run: whose events they are; several runs may have the same folder.
+        save_dir: what the user knows the folder by.
     """
 
-    def __init__(self, folder: str, run: str = "") -> None:
+    def __init__(self, folder: str, run: str = "", save_dir: str = "") -> None:
         os.makedirs(folder, exist_ok=True)
-        self.run = run
+        self.run, self.save_dir = run, save_dir or folder
         self.path = os.path.join(folder, FILE_NAME)
         # a driver that was killed may have left half a line: never join ours to it
         with open(self.path, "a+b") as file:
@@ -101,13 +110,18 @@ def line(event: Event) -> dict[str, Any]:
 
 def read(path: str) -> list[dict[str, Any]]:
     """The events in a journal file, oldest first; a half-written line is left out."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return parse(file)
+
+
+def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The events in lines of a journal; a half-written line is left out."""
     events = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                events.append(json.loads(text))
-            except ValueError:
-                continue
+    for text in lines:
+        try:
+            events.append(json.loads(text))
+        except ValueError:
+            continue
     return events
 
 

@@ -17,15 +17,20 @@ from typing import Any
 import torch
 from fairseq import utils
 
+from fairseq_ray_plugin.activity import Activity, Logged
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
-from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
+from fairseq_ray_plugin.training.record import Points
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.training.steps import Steps
 
 OPTIMIZER_ADDED = "optimizer_added"
 """Key in our part: fairseq would not have put the optimizer's state into a checkpoint."""
+
+
+REST_LIMIT_S = 5.0
+"""A rank that comes to rest as planned ends its writers, and is waited for no longer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,9 @@ class StateKeeper:
         rank, world_size: of this generation.
         on_boundary: called with the number of updates after each one completed.
         on_doing: called with what comes next, or still goes on.
+        on_step: called when an update begins, with its batch at hand.
+        on_logged: called with what training says of itself, between updates.
+        on_rest: called when training comes to rest as planned, before anybody may end it.
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
@@ -66,18 +74,23 @@ class StateKeeper:
         world_size: int,
         on_boundary: Callable[[int], None] = lambda update: None,
         on_doing: Callable[[Activity], None] = lambda activity: None,
+        on_step: Callable[[], None] = lambda: None,
+        on_logged: Callable[[Logged], None] = lambda logged: None,
+        on_rest: Callable[[], None] = lambda: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
         on_due: Callable[[int, Callable[[str], object]], bool] = lambda update, put_by: False,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_doing = on_boundary, on_doing
+        self.on_step, self.on_logged, self.on_rest = on_step, on_logged, on_rest
         self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
         self.steps = Steps()
         self.hold_requested = threading.Event()
         self.asked = 0
         """Which generation was last to be held."""
 
+        self.points = Points(rank)
         self.save_dir = SaveDir()
         self.folders: tuple[str, ...] = ()
         """Where snapshots of this node are, which its ranks can read."""
@@ -152,6 +165,9 @@ class StateKeeper:
     def rest(self) -> None:
         """Training stays at this boundary until the process ends, if that was asked for."""
         if self.hold_requested.is_set():
+            with self._freezing:  # who asks for the state meanwhile gets it when this is done
+                self.on_rest()
+                self.points.close()
             self.on_hold(self.freeze())
             threading.Event().wait()
 
@@ -164,8 +180,12 @@ class StateKeeper:
 
         None: there is no whole state, before it is loaded or after a failure within an update.
         """
-        with self._freezing:
+        is_first = self._freezing.acquire(timeout=REST_LIMIT_S)
+        try:
             self._frozen = self._frozen or self._gate.acquire(timeout=timeout_s)
+        finally:
+            if is_first:
+                self._freezing.release()
         return self.boundary.update if self._frozen and self.boundary else None
 
     def freeze_after_failure(self) -> int | None:
@@ -215,6 +235,7 @@ class StateKeeper:
                 "lr_step": boundary.lr_step,
                 "left_out": left_out,
                 "training": self.training,
+                "record": self.points.state(boundary.update),
                 "world_size": self.world_size,
             }
         }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import types
 from typing import Any
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics, progress_bar
 from fairseq.trainer import Trainer
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.compat.modules import patch
-from fairseq_ray_plugin.protocol import Activity
-from fairseq_ray_plugin.training import agreement
+from fairseq_ray_plugin.training import agreement, record
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.train_iterator import ElasticEpochBatchIterator, order_of
 
@@ -53,21 +56,60 @@ def record_boundaries(keeper: StateKeeper) -> None:
             state = itr.state_dict()
             after = Boundary(update, state, _best(), early_stop(), losses[0], lr_step=step)
             keeper.record(after)
-        if not should_stop:
+        if not (should_stop or end):  # what it logs of an epoch is still to come
             keeper.rest()
         keeper.on_doing(Activity.LOADING if end else Activity.TRAINING)
         return losses, should_stop
 
     @patch(fairseq_cli.train, "train")
     def train(original: Any, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
+        if cfg.common.log_file is not None:  # stock opens it later, as the epoch begins
+            record.log_to(cfg.common.log_file, keeper.points.purge_step)
+        losses: Any = [None]
+        should_stop = end = False
         if keeper.catch_up:
             keeper.catch_up = False
             losses, should_stop, end = _catch_up(keeper, cfg, trainer, task, epoch_itr)
-            if should_stop or end:
-                return losses, should_stop
-        if _is_over(cfg, trainer):
-            return [None], True  # stock trains one more update, or epoch, before it looks
-        return original(cfg, trainer, task, epoch_itr)
+        elif keeper.points.purge_step is not None:
+            _end_epoch_before(cfg, trainer, epoch_itr)
+        if should_stop or end or _is_over(cfg, trainer):
+            _end_epoch(cfg, trainer, epoch_itr.epoch)
+            # stock trains one more update, or epoch, before it looks
+            should_stop = should_stop or not end
+        else:
+            losses, should_stop = original(cfg, trainer, task, epoch_itr)
+        if not should_stop:
+            keeper.rest()
+        return losses, should_stop
+
+
+def _end_epoch_before(cfg: Any, trainer: Any, epoch_itr: Any) -> None:
+    """Of the epoch that the state is at the end of what was averaged may not have been logged."""
+    if epoch_itr.iterations_in_epoch == 0:
+        _end_epoch(cfg, trainer, epoch_itr.next_epoch_idx - 1)
+
+
+def _end_epoch(cfg: Any, trainer: Any, epoch: int) -> None:
+    """Log what was averaged over an epoch, unless that was done before the state was saved."""
+    averages = metrics.get_meters("train")
+    if not any(getattr(meter, "count", 0) for meter in (averages or {}).values()):
+        return
+    common, is_first = cfg.common, distributed_utils.is_master(cfg.distributed_training)
+    bar = progress_bar.progress_bar(
+        [],
+        log_format=common.log_format,
+        log_file=common.log_file,
+        log_interval=common.log_interval,
+        epoch=epoch,
+        tensorboard_logdir=common.tensorboard_logdir if is_first else None,
+        default_log_format="simple" if common.no_progress_bar else "tqdm",
+        wandb_project=common.wandb_project if is_first else None,
+        wandb_run_name=os.environ.get("WANDB_NAME", os.path.basename(cfg.checkpoint.save_dir)),
+        azureml_logging=common.azureml_logging if is_first else False,
+    )
+    stats = fairseq_cli.train.get_training_stats(metrics.get_smoothed_values("train"))
+    bar.print(stats, tag="train", step=trainer.get_num_updates())
+    metrics.reset_meters("train")
 
 
 def _is_over(cfg: Any, trainer: Any) -> bool:
@@ -112,6 +154,15 @@ def show_progress(keeper: StateKeeper) -> None:
         def told(original: Any, *args: Any, what: str = what, **kwargs: Any) -> Any:
             keeper.on_doing(what)
             return original(*args, **kwargs)
+
+
+def show_steps(keeper: StateKeeper) -> None:
+    """When the batch of an update is there is told, which until then is waited for."""
+
+    @patch(Trainer, "train_step")
+    def train_step(original: Any, *args: Any, **kwargs: Any) -> Any:
+        keeper.on_step()
+        return original(*args, **kwargs)
 
 
 def read_validation_data_once() -> None:

@@ -7,8 +7,9 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
+from fairseq_ray_plugin.activity import Activity, Logged, Tally
 from fairseq_ray_plugin.assignment import Due, Holding
-from fairseq_ray_plugin.protocol import Activity, Advanced, Doing, RankMessage
+from fairseq_ray_plugin.protocol import Advanced, Doing, RankMessage
 from fairseq_ray_plugin.training.steps import Steps
 
 
@@ -24,6 +25,16 @@ class Link:
             self._connection.send(message)
 
 
+_KINDS = ("loading", "training", "data", "validating", "saving")
+
+_KINDS_OF = {
+    Activity.LOADING: "data",
+    Activity.TRAINING: "data",  # until there is a batch
+    Activity.VALIDATING: "validating",
+    Activity.SAVING: "saving",
+}
+
+
 class Progress:
     """Tells what this rank is doing, and that it gets on: no more than once a second.
 
@@ -37,18 +48,44 @@ class Progress:
         self._has_advanced = False
         self._doing = Activity.LOADING
         self._told = -math.inf
+        self._spent = dict.fromkeys(_KINDS, 0.0)
+        self._turned = "loading", time.monotonic()
+        self._logged: Logged | None = None
+
+    def turn_to(self, what: str) -> None:
+        """From now on time goes to that: the name of a field of `Tally`."""
+        now = time.monotonic()
+        before, since = self._turned
+        self._spent[before] += now - since
+        self._turned = what, now
+
+    def logged(self, logged: Logged) -> None:
+        """Training has said something of itself."""
+        self._logged = logged
+
+    def tally(self) -> Tally:
+        """What time has gone to so far; for any thread, at any time."""
+        spent, (_, since) = dict(self._spent), self._turned
+        in_flight = max(0.0, time.monotonic() - since)
+        return Tally(**spent, in_flight=in_flight, logged=self._logged)
 
     def advanced(self, update: int) -> None:
         """An update has been completed; training goes on."""
+        self.turn_to("training")
         now = time.monotonic()
         if not self._has_advanced or self._is_due(Activity.TRAINING, now):
             steps = () if self._has_advanced else self._steps.so_far()
             self._has_advanced = True
             self._doing, self._told = Activity.TRAINING, now
-            self._link.send(Advanced(update, now, steps))
+            self._link.send(Advanced(update, now, steps, self.tally()))
 
     def doing(self, activity: Activity) -> None:
         """What comes next, or still goes on."""
+        kind = _KINDS_OF[activity]
+        if not self._has_advanced and kind == "data":
+            kind = "loading"
+        if kind != self._turned[0]:
+            self.turn_to(kind)
         now = time.monotonic()
         if self._is_due(activity, now):
             self._doing, self._told = activity, now

@@ -6,6 +6,7 @@ rest, until its worker ends it: its state may still be wanted.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import math
@@ -13,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -24,11 +26,11 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
+from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.checkpoints import claim, stores
 from fairseq_ray_plugin.protocol import (
-    Activity,
     Checkpointed,
     Error,
     Finished,
@@ -52,6 +54,12 @@ from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
 logger = logging.getLogger(__name__)
+
+END_LIMIT_S = 60.0
+"""W&B may have to send what it has; then the run ends without it."""
+
+SIGN_S = 1.0
+"""How often who waits shows that it does."""
 
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
 """Characters of an exception that travel: a message may print a tensor."""
@@ -92,7 +100,9 @@ def train_rank(
 
     def on_boundary(update: int) -> None:
         progress.advanced(update)
+        progress.turn_to("saving")
         by_and_by.at_boundary(update)
+        progress.turn_to("training")
 
     deposits = Deposits(
         link,
@@ -102,10 +112,12 @@ def train_rank(
         is_only_way=bool(store),
     )
     keeper.on_boundary, keeper.on_doing = on_boundary, progress.doing
-    keeper.on_due = deposits.add
-    keeper.on_hold = lambda update: link.send(Held(update, keeper.asked))
+    keeper.on_step = functools.partial(progress.turn_to, "training")
+    keeper.on_due, keeper.on_logged = deposits.add, progress.logged
+    keeper.on_rest = end_properly
+    keeper.on_hold = lambda update: link.send(Held(update, keeper.asked, progress.tally()))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
-    told = (connection, link, keeper, deposits)
+    told = (connection, link, keeper, deposits, progress)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
         inherit(cfg, made, assignment)
@@ -117,9 +129,15 @@ def train_rank(
         link.send(Refusal(str(error), error.spoiled))
     except BaseException as error:
         by_peer = is_peer_error(error)
-        link.send(Raised(keeper.freeze_after_failure(), as_it_travels(error, by_peer), by_peer))
+        held = keeper.freeze_after_failure()
+        link.send(Raised(held, as_it_travels(error, by_peer), by_peer, progress.tally()))
     else:
-        link.send(Finished(keeper.freeze()))
+        is_ended = threading.Event()
+        finish = threading.Thread(target=_finish, args=(link, keeper, progress, is_ended))
+        finish.start()
+        end_properly()
+        is_ended.set()
+        finish.join()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -157,6 +175,24 @@ def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateK
         fairseq_cli.train.main(cfg)
 
 
+def end_properly() -> None:
+    """What else happens when a process ends: writers are closed, who asked to be called is."""
+    try:
+        atexit._run_exitfuncs()
+    except BaseException as error:  # the others have been called; as where a process ends
+        logger.warning("what was to be called at the end of the process raised %r", error)
+
+
+def _finish(link: Link, keeper: StateKeeper, progress: Progress, is_ended: threading.Event) -> None:
+    """Training is over when all that was logged is where it belongs, or has had its time."""
+    end = time.monotonic() + END_LIMIT_S
+    while not is_ended.wait(SIGN_S) and time.monotonic() < end:
+        progress.doing(Activity.SAVING)
+    if not is_ended.is_set():
+        logger.warning("writers are not closed after %.0f s, and not waited for", END_LIMIT_S)
+    link.send(Finished(keeper.freeze(), progress.tally()))
+
+
 def as_it_travels(error: BaseException, by_peer: bool) -> Error:
     """An exception, shortened; its traceback is of interest where it is a cause."""
     kind = type(error)
@@ -165,10 +201,16 @@ def as_it_travels(error: BaseException, by_peer: bool) -> Error:
     return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text)
 
 
-def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: Deposits) -> None:
+def answer(
+    connection: Connection,
+    link: Link,
+    keeper: StateKeeper,
+    deposits: Deposits,
+    progress: Progress,
+) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     orders: queue.SimpleQueue[Hold | Write] = queue.SimpleQueue()
-    threading.Thread(target=_obey, args=(orders, link, keeper), daemon=True).start()
+    threading.Thread(target=_obey, args=(orders, link, keeper, progress), daemon=True).start()
     while True:
         try:
             order = connection.recv()
@@ -182,14 +224,16 @@ def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: De
         orders.put(order)
 
 
-def _obey(orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeeper) -> None:
+def _obey(
+    orders: queue.SimpleQueue[Hold | Write], link: Link, keeper: StateKeeper, progress: Progress
+) -> None:
     """One order after the other; each may take long."""
     while True:
         match orders.get():
             case Hold(generation, at_once):
                 keeper.asked = generation
                 if at_once:
-                    link.send(Held(keeper.freeze(), generation))
+                    link.send(Held(keeper.freeze(), generation, progress.tally()))
                 else:
                     keeper.hold_requested.set()
             case Write(folders, name, as_checkpoint):

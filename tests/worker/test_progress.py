@@ -52,3 +52,27 @@ def test_the_first_update_is_told_with_what_came_before_it(clock, link, sent):
     told.advanced(2)
     expected = (("meet", 1.0), ("load", 6.0), ("gradients", 3.0))
     assert [Advanced(1, 110.0, expected), Advanced(2, 111.0)] == sent
+
+
+def test_time_goes_to_what_the_rank_does(clock, link):
+    progress, begin = Progress(link, rank=0, steps=Steps()), clock[0]
+
+    def after(seconds, do, *arguments):
+        clock[0] += seconds
+        do(*arguments)
+
+    after(3, progress.doing, Activity.LOADING)
+    after(2, progress.turn_to, "training")  # its first batch is there
+    after(1, progress.advanced, 1)
+    after(0, progress.doing, Activity.TRAINING)
+    after(0.5, progress.turn_to, "training")
+    after(1, progress.advanced, 2)
+    after(0, progress.doing, Activity.VALIDATING)
+    after(4, progress.doing, Activity.SAVING)
+    after(2, progress.doing, Activity.LOADING)  # the next epoch's data
+    after(8, progress.turn_to, "training")
+    clock[0] += 0.25
+    tally = progress.tally()
+    assert (5, 2, 8.5) == (tally.loading, tally.training, tally.data)
+    assert (4, 2, 0.25) == (tally.validating, tally.saving, tally.in_flight)
+    assert clock[0] - begin == tally.total()

@@ -1,6 +1,7 @@
 """A rank answers its worker at any time, whatever takes long in it."""
 
 import os
+import subprocess
 import sys
 import threading
 import types
@@ -13,8 +14,9 @@ from fairseq_ray_plugin.checkpoints import claim_places
 from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.save_dir import SaveDir
+from fairseq_ray_plugin.training.steps import Steps
 from fairseq_ray_plugin.worker.deposits import Deposits
-from fairseq_ray_plugin.worker.progress import Link
+from fairseq_ray_plugin.worker.progress import Link, Progress
 from fairseq_ray_plugin.worker.rank import answer
 from fairseq_ray_plugin.worker.snapshots import Snapshots
 
@@ -45,7 +47,7 @@ def worker(keeper, monkeypatch):
     worker, rank = Pipe()
     link = Link(rank)
     deposits = Deposits(link, 1, Snapshots(link, keeper.put_by, (), 0), lambda: None)
-    told = (rank, link, keeper, deposits)
+    told = (rank, link, keeper, deposits, Progress(link, 0, Steps()))
     answers = threading.Thread(target=answer, args=told, daemon=True)
     answers.start()
     yield worker
@@ -106,3 +108,17 @@ def test_what_cannot_be_written_is_said(worker):
     unsaved = hear(worker)
     assert isinstance(unsaved, Unsaved)
     assert "there is no state to save" in unsaved.reason
+
+
+def test_at_the_end_of_a_rank_all_is_called_that_asked_for_it_whatever_one_of_them_raises():
+    """In a process of its own: what pytest has registered is not to be called."""
+    code = (
+        "import atexit, logging; logging.basicConfig()\n"
+        "from fairseq_ray_plugin import compat; compat.apply()\n"
+        "from fairseq_ray_plugin.worker import rank\n"
+        "atexit.register(print, 'first'); atexit.register(lambda: 1 // 0)\n"
+        "atexit.register(print, 'last'); rank.end_properly(); print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("last\nfirst\ngoes on\n"), done.stderr
+    assert "ZeroDivisionError" in done.stderr

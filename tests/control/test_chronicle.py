@@ -1,0 +1,137 @@
+"""What is written down of a run beside its decisions: enough for an account of its time."""
+
+import pytest
+
+from fairseq_ray_plugin.accounting.account import account
+from fairseq_ray_plugin.accounting.spent import Spent
+from fairseq_ray_plugin.activity import Logged, Tally
+from fairseq_ray_plugin.control import loop
+from fairseq_ray_plugin.control.chronicle import Chronicle
+from fairseq_ray_plugin.control.state import Log, State
+from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.protocol import (
+    Advanced,
+    Ended,
+    Finished,
+    FromRank,
+    Gone,
+    Heard,
+    Held,
+    Observation,
+    Ready,
+    Running,
+    Saved,
+    Start,
+    Tell,
+)
+from fairseq_ray_plugin.report import journal
+
+
+class Loop:
+    """The loop, and the journal that comes of it; who is asked to hold or save does."""
+
+    def __init__(self, **room):
+        self.state, self.now, self.lines, self.orders = State(), 100.0, [], []
+        self.chronicle = Chronicle(self.state)
+        self.step(room=room)
+
+    def step(self, *events, after=0.0, **seen):
+        self.now += after
+        seen = Observation(now=self.now, events=events, **seen)
+        before = self.state
+        self.state, actions = loop.step(before, seen, ElasticConfig())
+        self.write(*self.chronicle.before(seen, before, self.state, actions))
+        for action in actions:
+            match action:
+                case Log(event):
+                    self.write(event)
+                case Start():
+                    self.write(*self.chronicle.at(action, self.state))
+                case Tell():
+                    self.orders.append((action.worker, action.order))
+        return self
+
+    def write(self, *events):
+        self.lines += [journal.line(event) | {"time": self.now, "run": "x"} for event in events]
+
+    def hear(self, worker, says, after=0.0, **seen):
+        return self.step(Heard(worker, FromRank(self.state.generation, says)), after=after, **seen)
+
+    def start(self):
+        for worker in self.state.ranks:
+            self.hear(worker, Running(1))
+        return self
+
+    def kinds(self, *kinds):
+        return [line for line in self.lines if line["kind"] in kinds]
+
+
+@pytest.fixture
+def two():
+    """A generation of two workers, 10 updates on."""
+    there = Loop(a=1, b=1)
+    there.step(Heard("worker-0", Ready()), Heard("worker-1", Ready()), after=5)
+    there.step(after=2).start()
+    assert ("worker-0", "worker-1") == there.state.ranks
+    there.hear("worker-0", Advanced(1, 0.0, tally=Tally(loading=0.5, training=0.5)), after=1)
+    tally = Tally(loading=0.5, training=9.5, logged=Logged(10, 3.5, 1e-4))
+    return there.hear("worker-0", Advanced(10, 9.0, tally=tally), after=9)
+
+
+def test_who_is_there_and_which_generation_is_told_to_start_is_written_down(two):
+    came, ready = two.kinds("slots")
+    assert {"worker-0": "a", "worker-1": "b"} == came["came"]
+    assert ["worker-0", "worker-1"] == ready["ready"]
+    (begin,) = two.kinds("beginning")
+    assert (["worker-0", "worker-1"], None) == (begin["workers"], begin["from"])
+    progress = two.kinds("progress")[-1]
+    assert (10, 9.5) == (progress["update"], progress["seconds"]["training"])
+    assert {"update": 10, "loss": 3.5, "lr": 1e-4} == progress["logged"]
+
+
+def test_a_stop_is_written_down_with_what_the_survivor_says_of_its_time(two):
+    dead, other = two.state.ranks
+    two.hear(dead, Ended("was killed by SIGKILL"), after=0.4)
+    tally = Tally(loading=0.5, training=9.5, in_flight=0.4)
+    two.hear(other, Held(10, two.state.generation, tally), after=0.1)
+    two.hear(other, Saved(10, "memory"), after=0.2)
+    assert two.kinds("progress")[-1]["final"] and not two.kinds("progress")[0]["final"]
+    kinds = [line["kind"] for line in two.lines]
+    assert ["stopping", "progress", "stopped", "beginning"] == kinds[-4:]
+    two.start().hear(
+        "worker-1", Advanced(11, 0.0, tally=Tally(loading=0.3, training=1.0)), after=1.3
+    )
+    told = account(two.lines)
+    assert sum(told.spent.values()) == pytest.approx(told.wall_s * told.slots)
+    (stop,) = told.failures
+    assert "a" == stop.node and 2 * 0.4 == pytest.approx(told.spent[Spent.WASTED_PROGRESS])
+    assert stop.seconds == pytest.approx(0.4 + 0.1 + 0.2 + 1.3)
+
+
+def test_a_worker_that_goes_is_written_down_once(two):
+    for _ in range(2):
+        two.step(Gone("worker-1", "lost", with_node=True))
+    assert [["worker-1"]] == [line["gone"] for line in two.kinds("slots") if "gone" in line]
+
+
+def test_nothing_comes_after_the_last_line_and_what_is_last_said_comes_before(two):
+    for worker in reversed(two.state.ranks):
+        two.hear(worker, Finished(12, Tally(loading=0.5, training=11.5)), after=1)
+    assert "exit_code" in two.lines[-1]
+    assert 12 == two.kinds("progress")[-1]["update"]
+
+
+def test_a_run_of_weeks_has_few_lines(two):
+    before = len(two.lines)
+    for second in range(5_000):
+        tally = Tally(training=10.0 + second)
+        two.hear("worker-0", Advanced(11 + second, float(second), tally=tally), after=1)
+    assert 150 < len(two.lines) - before < 400
+    assert {"progress"} == {line["kind"] for line in two.lines[before:]}
+
+
+def test_workers_of_another_loop_are_there_from_the_first(two):
+    (line,) = Chronicle(two.state).first()
+    assert {"worker-0": "a", "worker-1": "b"} == line.details["there"]
+    assert ["worker-0", "worker-1"] == line.details["ready"]
+    assert [] == Chronicle(State()).first()
