@@ -134,8 +134,9 @@ def test_on_one_node_ranks_listen_where_no_other_can_reach_them(tmp_path, englis
     run = ray_train(tmp_path, english, data.MASKED_LM, *options, pause_s=0.1)
     run.until_update(3)
     ranks = [psutil.Process(rank["pid"]) for rank in run.ranks()]
-    titles = [f"fairseq rank {n} of 2, generation 1: {tmp_path / 'save'}" for n in (0, 1)]
-    assert titles == [" ".join(rank.cmdline()).rstrip() for rank in ranks]
+    # the save dir's name follows, as much of it as the kernel has room for
+    titles = [" ".join(rank.cmdline()) for rank in ranks]
+    assert all(f"fairseq rank {n} of 2, generation 1: /" in titles[n] for n in (0, 1))
     connections = [connection for rank in ranks for connection in rank.net_connections()]
     assert 2 == len(ranks)
     assert {"127.0.0.1"} == {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
@@ -222,10 +223,16 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
     monkeypatch.setenv("FAIRSEQ_RECORD", str(tmp_path / "imported"))
     monkeypatch.setenv("PYTHONPATH", str(PLUGIN.parent))
 
+    # too little to make a task of, which ranks would do themselves then
+    sections = {
+        "distributed_training": {"ddp_backend": "legacy_ddp", "pipeline_model_parallel": False},
+        "common": {"model_parallel_size": 1, "tpu": False},
+    }
+
     async def prepare():
         job = Job(
             run_id="test",
-            cfg=pickle.dumps(OmegaConf.create()),
+            cfg=pickle.dumps(OmegaConf.create(sections)),
             groups=None,
             restart_epoch=False,
             snapshot_updates=None,
