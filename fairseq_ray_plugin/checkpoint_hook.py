@@ -125,6 +125,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
     @patch(checkpoint_utils, "load_checkpoint")
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         nonlocal chosen
+        keeper.steps.end("model")
         chosen = source.choose(cfg, trainer, keeper, restore)
         named = source.fetch_named(cfg, trainer, keeper) if chosen is None else None
         if named is not None:
@@ -173,6 +174,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
+        keeper.steps.end("data")
         return extra_state, epoch_itr
 
     @patch(checkpoint_utils, "load_checkpoint_to_cpu")
@@ -209,6 +211,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         if not reset_optimizer:
             _refuse_lost_optimizer(trainer, path, chosen)
         history.loaded(extra_state)
+        keeper.steps.end("load")
         return extra_state
 
 

@@ -73,6 +73,9 @@ class Advanced:
     at: float
     """Seconds."""
 
+    steps: tuple[tuple[str, float], ...] = ()
+    """With the first one: what the rank did up to it, in order, and the seconds of each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Doing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Mapping
 
 from fairseq_ray_plugin.control import copies, membership, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
@@ -221,20 +222,26 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
                     {"rank": rank, "node": s.workers[n].node, "pid": s.workers[n].pid}
                     for rank, n in there
                 ]
+                s.end_step("fork")
                 s.log(EventKind.STARTED, ranks=ranks)
-        case Advanced(_, at):
+        case Advanced(_, at, steps):
             if name == state.ranks[0]:
                 s.set(pace=state.pace.sign(s.now, Activity.TRAINING, at))
             if not state.advanced:
                 s.set(advanced=True)
                 if state.stopped_at is not None:
                     s.set(stall_s=s.now - state.stopped_at, stopped_at=None)
-                s.log(EventKind.ADVANCED)
+                s.log(EventKind.ADVANCED, steps=_rounded({**state.steps, **dict(steps)}))
+                s.set(steps={}, step_ended_at=None)
         case Doing(activity, at) if name == state.ranks[0]:
             s.set(pace=state.pace.sign(s.now, activity, at))
         case Stacks(text):
             rank = s.workers[name].rank
             s.log(EventKind.STACKS, f"what {s.describe(name)} was doing", rank=rank, stacks=text)
+
+
+def _rounded(steps: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 3) for name, seconds in steps.items()}
 
 
 def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:

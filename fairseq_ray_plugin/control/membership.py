@@ -170,6 +170,7 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
         )
     s.failures.clear()
     s.num_running = 0
+    s.end_step("gather")
     s.set(
         generation=generation,
         ranks=ranks,

@@ -213,6 +213,12 @@ class State:
     stopped_at: float | None = None
     """When the last stop began that no update followed yet."""
 
+    steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What has been done since then to go on, in order, and the seconds of each."""
+
+    step_ended_at: float | None = None
+    """When the last of them ended."""
+
     stall_s: float = 0.0
     """What the last stop cost, up to the end of the next update."""
 
@@ -307,6 +313,14 @@ class Step:
         """A worker's rank and node, for people."""
         there = self.workers[worker]
         return f"rank {there.rank} (on node {there.node[:8]})"
+
+    def end_step(self, name: str) -> None:
+        """All since the last one's end, on the way to the next update, was this step."""
+        began = self.state.step_ended_at
+        steps = self.state.steps
+        if began is not None:
+            steps = {**steps, name: steps.get(name, 0.0) + self.now - began}
+        self.set(steps=steps, step_ended_at=self.now)
 
     def end_soon(self, ending: Ending) -> None:
         """The run ends when what is held has been saved; whatever could not be is tried again."""

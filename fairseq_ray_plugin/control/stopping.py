@@ -72,7 +72,7 @@ def fail(s: Step, failure: Failure) -> None:
 def begin_stop(s: Step, cause: Cause, at_once: bool) -> None:
     state = s.state
     if state.stopped_at is None:
-        s.set(stopped_at=s.now)
+        s.set(stopped_at=s.now, steps={}, step_ended_at=s.now)
     s.enter(Stopping(s.now, cause, at_once, s.now))
     _hold_the_rest(s, at_once, with_stacks=cause is Cause.HUNG)
 
@@ -119,6 +119,7 @@ def stop(s: Step, phase: Stopping) -> None:
         s.set_worker(name, standing=Standing.READY)
     if phase.cause is Cause.PREEMPTED or any(f.cause is Cause.LOST for f in s.failures):
         s.set(losses=(*state.losses, s.now)[-NUM_LOSSES:])
+    s.end_step("hold")
     first = first_cause(s.failures)
     more: dict[str, Any] = {}
     if first and first.error:
@@ -240,6 +241,7 @@ def saved(s: Step, update: int, path: str) -> None:
     """The copy has become a file."""
     phase = s.state.phase
     assert isinstance(phase, Saving)
+    s.end_step("save")
     if phase.as_checkpoint:
         s.set(checkpoint=Copy(update, InSaveDir(path)))
         s.log(EventKind.CHECKPOINT, update=update, path=path)

@@ -25,7 +25,7 @@ class EventKind(enum.Enum):
 
     WAITING = "waiting", "there are too few workers to train"
     STARTED = "started", "the training processes of a generation run: their nodes and pids"
-    ADVANCED = "advanced", "the generation's first update is complete"
+    ADVANCED = "advanced", "the generation's first update is complete: seconds of each step to it"
     CHECKPOINT = "checkpoint", "a checkpoint has been written: its path, and the update it is after"
     STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
     TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"

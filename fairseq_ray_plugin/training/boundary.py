@@ -22,6 +22,7 @@ from fairseq_ray_plugin.protocol import Activity
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 from fairseq_ray_plugin.training.save_dir import SaveDir
+from fairseq_ray_plugin.training.steps import Steps
 
 OPTIMIZER_ADDED = "optimizer_added"
 """Key in our part: fairseq would not have put the optimizer's state into a checkpoint."""
@@ -72,6 +73,7 @@ class StateKeeper:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_doing = on_boundary, on_doing
         self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
+        self.steps = Steps()
         self.hold_requested = threading.Event()
         self.asked = 0
         """Which generation was last to be held."""
@@ -100,6 +102,7 @@ class StateKeeper:
         @functools.wraps(optimizer_step)
         def guarded_optimizer_step(*args: Any, **kwargs: Any) -> None:
             if not self._in_update:  # AMP repeats an update from within
+                self.steps.end("gradients")
                 self._gate.acquire()
                 self._in_update = True
             optimizer_step(*args, **kwargs)

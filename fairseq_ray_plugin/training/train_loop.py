@@ -40,8 +40,10 @@ def record_boundaries(keeper: StateKeeper) -> None:
         # neither after catching up nor where --fp16 skipped an update
         is_further = keeper.boundary is None or update > keeper.boundary.update
         if is_further and not agreed:
+            keeper.steps.end("optimizer")
             agreed.append(update)
             agreement.check(trainer, order_of(itr))
+            keeper.steps.end("agree")
         keeper.record(before)
         if is_further:
             keeper.on_boundary(update)

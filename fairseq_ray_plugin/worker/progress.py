@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 
 from fairseq_ray_plugin.assignment import Due, Holding
 from fairseq_ray_plugin.protocol import Activity, Advanced, Doing, RankMessage
+from fairseq_ray_plugin.training.steps import Steps
 
 
 class Link:
@@ -30,8 +31,9 @@ class Progress:
     on, none does.
     """
 
-    def __init__(self, link: Link, rank: int) -> None:
+    def __init__(self, link: Link, rank: int, steps: Steps) -> None:
         self._link, self._rank = link, rank
+        self._steps = steps
         self._has_advanced = False
         self._doing = Activity.LOADING
         self._told = -math.inf
@@ -40,9 +42,10 @@ class Progress:
         """An update has been completed; training goes on."""
         now = time.monotonic()
         if not self._has_advanced or self._is_due(Activity.TRAINING, now):
+            steps = () if self._has_advanced else self._steps.so_far()
             self._has_advanced = True
             self._doing, self._told = Activity.TRAINING, now
-            self._link.send(Advanced(update, now))
+            self._link.send(Advanced(update, now, steps))
 
     def doing(self, activity: Activity) -> None:
         """What comes next, or still goes on."""

@@ -63,8 +63,8 @@ def train_rank(
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
     link = Link(connection)
-    progress = Progress(link, assignment.rank)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
+    progress = Progress(link, assignment.rank, keeper.steps)
     store = cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else ""
     keeper.save_dir = SaveDir(assignment.claim, store, assignment.passage)
     if store:
@@ -120,6 +120,7 @@ def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: State
     add_checkpoint_hook(keeper, history, assignment.restore)
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
+        keeper.steps.end("meet")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Distributed is already initialized")
             distributed_utils.distributed_main(0, fairseq_cli.train.main, cfg, {})
