@@ -108,6 +108,7 @@ def train(kind: str, turns: dict, text: Path, result: Path) -> None:
 def train_as_worker(cfg, folder: Path) -> None:
     """As a worker's only rank, with a fixed batch."""
     from fairseq_ray_plugin.assignment import Assignment
+    from fairseq_ray_plugin.training.inherited import NotInherited
     from fairseq_ray_plugin.worker.rank import train_rank
 
     link, end = multiprocessing.Pipe()
@@ -126,7 +127,7 @@ def train_as_worker(cfg, folder: Path) -> None:
         snapshot_folders=(str(folder),),
         snapshot_updates=None,
     )
-    train_rank(cfg, assignment, end, None)
+    train_rank(cfg, NotInherited("as stock does"), assignment, end, None)
 
 
 def listen(link) -> None:

@@ -179,6 +179,11 @@ class Kill:
 
 
 @dataclasses.dataclass(frozen=True)
+class Imported:
+    """Everything is imported; what ranks inherit is being made."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Forked:
     generation: int
     pid: int

@@ -27,6 +27,7 @@ from fairseq_ray_plugin.assignment import (
     Exited,
     Fork,
     Forked,
+    Imported,
     Kill,
     Preload,
     WriteCheckpoint,
@@ -41,11 +42,12 @@ Run = Callable[[Task, Connection, int | None], object]
 the generation's store."""
 
 
-def main(make_ready: Callable[[Preload], Run]) -> None:
+def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
     """Serve the worker until it wants no more.
 
     Args:
-        make_ready: imports everything; what it raises is the worker's `Unfit`.
+        make_ready: imports everything, says so by calling its second argument, and makes what
+            ranks inherit; what it raises is the worker's `Unfit`.
     """
     connection = Connection(int(sys.argv[1]))
     _die_with_parent()  # who imports does not listen
@@ -56,7 +58,7 @@ def main(make_ready: Callable[[Preload], Run]) -> None:
     except EOFError:
         return  # the worker is gone
     try:
-        run = make_ready(preload)
+        run = make_ready(preload, lambda: connection.send(Imported()))
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
         return
@@ -64,8 +66,8 @@ def main(make_ready: Callable[[Preload], Run]) -> None:
     _serve(connection, run)
 
 
-def make_fairseq_ready(preload: Preload) -> Run:
-    """All that training needs is imported, and its configuration complete with all defaults."""
+def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lambda: None) -> Run:
+    """All that training needs is imported, task and model are made, the configuration complete."""
     if os.path.isdir(preload.working_dir):
         os.chdir(preload.working_dir)
     sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
@@ -79,6 +81,7 @@ def make_fairseq_ready(preload: Preload) -> Run:
     import torch._dynamo
     from omegaconf import OmegaConf
 
+    from fairseq_ray_plugin.training import inherited
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
 
     if preload.user_dir is not None:
@@ -96,19 +99,25 @@ def make_fairseq_ready(preload: Preload) -> Run:
     fairseq_cli.train.add_defaults(cfg)
     OmegaConf.set_struct(cfg, True)
     fairseq_cli.train.add_defaults = lambda cfg: OmegaConf.set_struct(cfg, False)
+    say_imported()
+    made: inherited.Inherited | inherited.NotInherited
+    try:
+        made = inherited.make(cfg)
+    except inherited.NotInherited as reason:
+        made = reason
     # else a training process would look through all of this for garbage, 0.3 s at some time or
     # other, and by writing to it make it its own
     gc.collect()
     gc.freeze()
-    return functools.partial(_run, cfg)
+    return functools.partial(_run, cfg, made)
 
 
-def _run(cfg: Any, task: Task, connection: Connection, listener: int | None) -> None:
+def _run(cfg: Any, made: Any, task: Task, connection: Connection, listener: int | None) -> None:
     from fairseq_ray_plugin.worker import rank, writer
 
     match task:
         case Assignment():
-            rank.train_rank(cfg, task, connection, listener)
+            rank.train_rank(cfg, made, task, connection, listener)
         case WriteCheckpoint():
             writer.write_checkpoint(task, connection)
 

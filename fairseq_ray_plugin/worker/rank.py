@@ -38,27 +38,35 @@ from fairseq_ray_plugin.protocol import (
     Saved,
     Unsaved,
 )
-from fairseq_ray_plugin.training import gradients
+from fairseq_ray_plugin.training import gradients, inherited
 from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
+from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker import snapshots
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
 
+logger = logging.getLogger(__name__)
+
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 20_000
 """Characters of an exception that travel: a message may print a tensor."""
 
 
 def train_rank(
-    cfg: Any, assignment: Assignment, connection: Connection, listener: int | None
+    cfg: Any,
+    made: Inherited | NotInherited,
+    assignment: Assignment,
+    connection: Connection,
+    listener: int | None,
 ) -> None:
     """Train as one rank until the worker ends this process; never returns.
 
     Args:
         cfg: fairseq's configuration, as `fairseq-train` would use it.
+        made: the task and the model, or why they are to be made here.
         connection: to the worker; its end of file ends this process.
         listener: file descriptor of the listening socket at `assignment.master`, on rank 0.
     """
@@ -93,6 +101,7 @@ def train_rank(
     told = (connection, link, keeper, deposits)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
+        _inherit(cfg, made, assignment)
         _train(cfg, assignment, listener, keeper)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
@@ -108,6 +117,13 @@ def train_rank(
     sys.stdout.flush()
     sys.stderr.flush()
     threading.Event().wait()
+
+
+def _inherit(cfg: Any, made: Inherited | NotInherited, assignment: Assignment) -> None:
+    if isinstance(made, Inherited):
+        inherited.use(made, cfg)
+    elif assignment.rank == 0 and assignment.generation == 1:
+        logger.info("each start makes the task and the model again: %s", made)
 
 
 def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:

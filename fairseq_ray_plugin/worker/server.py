@@ -16,6 +16,7 @@ from fairseq_ray_plugin.assignment import (
     Exited,
     Fork,
     Forked,
+    Imported,
     Kill,
     Preload,
     WriteCheckpoint,
@@ -25,7 +26,7 @@ from fairseq_ray_plugin.protocol import Ready, Unfit
 END_S = 1.0
 """A server that takes longer to end is ended; nobody waits long for a worker that stops."""
 
-Message = Ready | Unfit | Forked | Exited
+Message = Ready | Unfit | Imported | Forked | Exited
 
 
 class Server:
@@ -54,7 +55,7 @@ class Server:
         self._connection.send(preload)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._connection.fileno(), self._hear)
-        self.is_ready = False
+        self.has_imported = self.is_ready = False
 
     def fork(self, assignment: Assignment, listener: socket.socket | None) -> Connection:
         """A rank begins, and the one before it ends; returns the connection to it.
@@ -102,5 +103,6 @@ class Server:
         except (EOFError, OSError):
             self._loop.remove_reader(self._connection.fileno())
             message = Unfit("its preloaded server died")
+        self.has_imported = self.has_imported or isinstance(message, Imported)
         self.is_ready = self.is_ready or isinstance(message, Ready)
         self._on_message(message)

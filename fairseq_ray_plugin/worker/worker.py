@@ -67,6 +67,9 @@ WRITING_S = 60.0
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
 
+MAKE_LIMIT_S = 1800.0
+"""So does making what ranks inherit, which may read large files."""
+
 
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
@@ -147,11 +150,15 @@ class Worker:
             self.messages.put(notice)
 
     async def _watch_imports(self) -> None:
+        assert self.server is not None
         await asyncio.sleep(IMPORT_LIMIT_S)
-        if self.server is not None and not self.server.is_ready:
+        what, limit_s = "importing what it needs", IMPORT_LIMIT_S
+        if self.server.has_imported:
+            await asyncio.sleep(MAKE_LIMIT_S)
+            what, limit_s = "making the task and the model", MAKE_LIMIT_S
+        if not self.server.is_ready:
             stacks = await evidence.stacks(self.server.process.pid)
-            text = f"importing what it needs takes longer than {IMPORT_LIMIT_S:.0f} s:\n{stacks}"
-            self.messages.put(Unfit(text))
+            self.messages.put(Unfit(f"{what} takes longer than {limit_s:.0f} s:\n{stacks}"))
 
     def _own_folder(self, what: str) -> str:
         """Path of a folder on disk that no other worker has."""

@@ -102,7 +102,7 @@ class Puppets:
         self._all.clear()
 
 
-def make_ready(preload: Preload) -> forkserver.Run:
+def make_ready(preload: Preload, say_imported) -> forkserver.Run:
     what, address = pickle.loads(preload.cfg)
     if what == "imports":
         obey(address)

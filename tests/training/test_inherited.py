@@ -1,0 +1,97 @@
+"""What ranks inherit is what each of them would have made."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from fairseq import tasks, utils
+from fairseq.dataclass.configs import FairseqConfig
+from omegaconf import OmegaConf
+
+from fairseq_ray_plugin.training import inherited
+
+logger = logging.getLogger("a user's task")
+
+
+class Task:
+    """Makes a model as `make` does, and draws from numpy and torch."""
+
+    make = staticmethod(lambda cfg: torch.nn.Linear(30, 30))
+
+    def __init__(self, cfg):
+        self.cfg, self.noise = cfg, np.random.rand(3).tolist()
+        logger.info("a task is made")
+
+    def build_model(self, model_cfg):
+        return type(self).make(self.cfg)
+
+
+@pytest.fixture
+def cfg(monkeypatch):
+    cfg = OmegaConf.structured(FairseqConfig())
+    OmegaConf.set_struct(cfg, False)
+    cfg.task, cfg.model = {"_name": "a"}, {"_name": "b"}
+    monkeypatch.setattr(tasks, "setup_task", Task)
+    return cfg
+
+
+def main(cfg):
+    """As fairseq's begins; the last is what is drawn next."""
+    np.random.seed(cfg.common.seed)
+    utils.set_torch_seed(cfg.common.seed)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    drawn = [*np.random.rand(3).tolist(), *torch.rand(3).tolist()]
+    return task.noise, [p.tolist() for p in model.parameters()], drawn
+
+
+def test_a_rank_has_the_model_and_the_generators_that_it_would_have_made(cfg):
+    expected = main(cfg)
+    made = inherited.make(cfg)
+    assert expected == main(cfg), "nothing is changed where it is not used"
+    torch.rand(7)
+    inherited.use(made, cfg)
+    assert expected == main(cfg)
+    assert made.model is not made.task.build_model(cfg.model), "another is made, as ever"
+    assert expected == main(cfg), "for once"
+
+
+def test_what_was_said_is_said_by_the_rank(cfg, caplog):
+    caplog.set_level(logging.INFO)
+    made = inherited.make(cfg)
+    assert [] == caplog.messages
+    inherited.use(made, cfg)
+    main(cfg)
+    assert ["a task is made"] == caplog.messages
+
+
+def start_thread(cfg):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return torch.nn.Linear(3, 3)
+
+
+def fail(cfg):
+    raise ValueError("no such file\nand more")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda cfg: torch.nn.Linear(torch.distributed.get_world_size(), 3), "get_world_size"),
+        (lambda cfg: cfg._get_root().distributed_training.distributed_rank, "Missing"),
+        (lambda cfg: cfg._get_root().optimization.update_freq, "Missing"),
+        (lambda cfg: torch.cuda._lazy_init(), "_lazy_init"),
+        (start_thread, "threads"),
+        (fail, "ValueError: no such file"),
+    ],
+)
+def test_what_only_a_rank_can_make_is_not_inherited(make, reason, cfg, monkeypatch):
+    monkeypatch.setattr(Task, "make", staticmethod(make))
+    before = OmegaConf.to_container(cfg), torch.distributed.get_world_size, torch.cuda._lazy_init
+    with pytest.raises(inherited.NotInherited, match=reason) as raised:
+        inherited.make(cfg)
+    assert "\n" not in str(raised.value)
+    after = OmegaConf.to_container(cfg), torch.distributed.get_world_size, torch.cuda._lazy_init
+    assert before == after
