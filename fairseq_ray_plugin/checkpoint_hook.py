@@ -27,6 +27,7 @@ from fairseq_ray_plugin.training import (
     state_file,
     train_iterator,
     train_loop,
+    transfer,
 )
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
@@ -177,14 +178,24 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.steps.end("data")
         return extra_state, epoch_itr
 
+    loaded: list[Any] = []
+    """The state in `chosen`, once this rank has it."""
+
+    read_checkpoint = checkpoint_utils.load_checkpoint_to_cpu
+
+    def read(path: str) -> Any:
+        if raw.is_raw(path):  # of this fairseq: there is nothing to upgrade
+            return train_iterator.add_position(raw.read(path, mapped=True))
+        return train_iterator.add_position(read_checkpoint(path))
+
     @patch(checkpoint_utils, "load_checkpoint_to_cpu")
     def load_checkpoint_to_cpu(original: Any, *args: Any, **kwargs: Any) -> Any:
+        if loaded:
+            return loaded.pop()
         path = args[0] if args else kwargs["path"]
         if raw.is_raw(path):
-            state = raw.read(path)  # of this fairseq: there is nothing to upgrade
-        else:
-            state = original(*args, **kwargs)
-        return train_iterator.add_position(state)
+            return raw.own(read(path))
+        return train_iterator.add_position(original(*args, **kwargs))
 
     @patch(Trainer, "load_checkpoint")
     def load_state(
@@ -201,6 +212,11 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
             with open_dict(trainer.cfg):
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = False
         path = chosen or filename
+        load_everywhere = trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks
+        if chosen is not None and transfer.is_alike_on_all_ranks(trainer):
+            loaded.append(transfer.load(chosen, read, trainer, keeper.folders))
+            with open_dict(trainer.cfg):  # as they have it by now
+                trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         exists = chosen is not None or source.named_file_exists(path, trainer, keeper)
         isfile = PathManager.isfile
         try:
@@ -208,6 +224,8 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
             extra_state = original(trainer, path, reset_optimizer, *args, **kwargs)
         finally:
             PathManager.isfile = staticmethod(isfile)
+            with open_dict(trainer.cfg):
+                trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = load_everywhere
         if not reset_optimizer:
             _refuse_lost_optimizer(trainer, path, chosen)
         history.loaded(extra_state)

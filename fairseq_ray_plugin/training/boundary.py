@@ -79,6 +79,9 @@ class StateKeeper:
         """Which generation was last to be held."""
 
         self.save_dir = SaveDir()
+        self.folders: tuple[str, ...] = ()
+        """Where snapshots of this node are, which its ranks can read."""
+
         self.catch_up = False
         """The state was loaded with a validation and checkpoint pending."""
         self.training: str | None = None

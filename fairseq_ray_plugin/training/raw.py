@@ -10,12 +10,14 @@ The pickle has everything but the bytes: what in it was a tensor's storage is it
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import io
 import os
 import pickle
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,20 +39,17 @@ def write(state: Any, path: str) -> None:
     Raises:
         OSError: there is no room, or there would not be `RESERVE` left.
     """
-    text = io.BytesIO()
-    pickler = _Pickler(text)
-    pickler.dump(state)
-    end = pickler.end
+    text, storages, end = _split(state)
     # what is there already need not be found again: pages that are in place are twice as fast
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:
-        total = end + text.tell()
+        total = end + len(text)
         _require_room(fd, total - os.fstat(fd).st_size)
         os.truncate(fd, total)
-        _write_at(fd, memoryview(_HEADER.pack(_MAGIC, end, text.tell())), 0)
-        for storage, offset in pickler.storages:
+        _write_at(fd, memoryview(_HEADER.pack(_MAGIC, end, len(text))), 0)
+        for offset, storage in storages.items():
             _write_at(fd, _bytes_of(storage), offset)
-        _write_at(fd, text.getbuffer(), end)
+        _write_at(fd, memoryview(text), end)
     finally:
         os.close(fd)
 
@@ -85,7 +84,40 @@ def read(path: str, mapped: bool = False) -> Any:
     if len(text) < length:
         raise ValueError(f"{path} is cut short")
     pages = torch.UntypedStorage.from_file(path, shared=False, nbytes=offset + length)
-    return _Unpickler(io.BytesIO(text), pages, mapped).load()
+
+    def storage_at(offset: int, length: int) -> torch.UntypedStorage:
+        there = pages[offset : offset + length]
+        return there if mapped else there.clone()
+
+    return _Unpickler(io.BytesIO(text), storage_at).load()
+
+
+def own(state: dict[str, Any]) -> dict[str, Any]:
+    """A state that was read `mapped`, with the file's pages in the model's values alone.
+
+    Those are copied into the model's parameters anyway, and then given up.
+    """
+    others = copy.deepcopy({key: value for key, value in state.items() if key != "model"})
+    return {key: others.get(key, value) for key, value in state.items()}
+
+
+def split(state: Any) -> tuple[bytes, dict[int, torch.UntypedStorage]]:
+    """A state as its pickle, and what is left out there: storages, each by its number."""
+    text, storages, _ = _split(state)
+    return text, storages
+
+
+def join(text: bytes, storages: dict[int, torch.UntypedStorage]) -> Any:
+    """What was `split`."""
+    return _Unpickler(io.BytesIO(text), lambda number, length: storages[number]).load()
+
+
+def _split(state: Any) -> tuple[bytes, dict[int, torch.UntypedStorage], int]:
+    """As `split`; a storage's number is its place in a file, and the last is where that ends."""
+    text = io.BytesIO()
+    pickler = _Pickler(text)
+    pickler.dump(state)
+    return text.getvalue(), pickler.storages, pickler.end
 
 
 class _Pickler(pickle.Pickler):
@@ -93,7 +125,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.storages: list[tuple[torch.UntypedStorage, int]] = []
+        self.storages: dict[int, torch.UntypedStorage] = {}
         self.end = _aligned(_HEADER.size)
         self._offsets: dict[int, int] = {}
 
@@ -106,22 +138,23 @@ class _Pickler(pickle.Pickler):
         offset = self._offsets.get(storage._cdata)
         if offset is None:
             offset = self._offsets[storage._cdata] = self.end
-            self.storages.append((storage, offset))
+            self.storages[offset] = storage
             self.end = _aligned(offset + max(storage.nbytes(), 1))  # no two at a place
         return offset, storage.nbytes(), value.dtype
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, pages: torch.UntypedStorage, mapped: bool) -> None:
+    def __init__(
+        self, file: io.BytesIO, storage_at: Callable[[int, int], torch.UntypedStorage]
+    ) -> None:
         super().__init__(file)
-        self._pages, self._mapped = pages, mapped
+        self._storage_at = storage_at
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def persistent_load(self, place: Any) -> torch.storage.TypedStorage:
         offset, length, dtype = place
         if offset not in self._storages:  # shared by tensors, as it was
-            there = self._pages[offset : offset + length]
-            self._storages[offset] = there if self._mapped else there.clone()
+            self._storages[offset] = self._storage_at(offset, length)
         return torch.storage.TypedStorage(
             wrap_storage=self._storages[offset], dtype=dtype, _internal=True
         )

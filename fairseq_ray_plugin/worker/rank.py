@@ -74,6 +74,7 @@ def train_rank(
     keeper = StateKeeper(assignment.rank, assignment.world_size)
     progress = Progress(link, assignment.rank, keeper.steps)
     store = cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else ""
+    keeper.folders = assignment.snapshot_folders
     keeper.save_dir = SaveDir(assignment.claim, store, assignment.passage)
     if store:
         with open_dict(cfg):
