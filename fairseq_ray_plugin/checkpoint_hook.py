@@ -22,6 +22,7 @@ from fairseq_ray_plugin.training import (
     agreement,
     deposit,
     exact,
+    loaders,
     raw,
     source,
     state_file,
@@ -48,6 +49,7 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
     train_loop.show_progress(keeper)
     if restore is not None:
         train_loop.read_validation_data_once()
+        transfer.without_first_sync()
     _extend_checkpoints(keeper)
     _restore(keeper, history, restore)
 
@@ -175,6 +177,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
+        loaders.keep_optimizer_from(trainer)
         keeper.steps.end("data")
         return extra_state, epoch_itr
 

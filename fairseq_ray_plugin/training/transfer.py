@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fairseq.models import distributed_fairseq_model
 
+from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.training import raw
 
 LARGE = 1 << 20
@@ -52,6 +54,14 @@ def load(
     state = read(path)
     send(state, group, device)
     return raw.own(state)
+
+
+def without_first_sync() -> None:
+    """Patch fairseq: DDP does not make the model alike on all ranks, which a state will do."""
+
+    @patch(distributed_fairseq_model, "DistributedDataParallel")
+    def without_sync(original: Any, **options: Any) -> Any:
+        return original(**options, init_sync=False)
 
 
 def _all_have(path: str, trainer: Any, folders: tuple[str, ...]) -> bool:

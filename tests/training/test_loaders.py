@@ -1,0 +1,69 @@
+"""Loader processes have what they need, and no more."""
+
+import os
+import types
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, dataloader
+
+from fairseq_ray_plugin.training import loaders
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def is_mapped(address):
+    with open("/proc/self/maps") as file:
+        ranges = [line.split()[0].split("-") for line in file]
+    return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
+
+
+class Data(torch.utils.data.Dataset):
+    """Whether the middle of each of some tensors is there, where the data is read."""
+
+    def __init__(self, tensors):
+        self.addresses = [t.data_ptr() + t.nbytes // 2 for t in tensors]
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return torch.tensor([is_mapped(address) for address in self.addresses])
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """One that has made an update."""
+    parameter = torch.nn.Parameter(torch.ones(1_000_000))
+    adam = torch.optim.Adam([parameter], lr=0.1)
+    parameter.grad = torch.ones(1_000_000)
+    adam.step()
+    optimizer = types.SimpleNamespace(optimizer=adam)
+    start = dataloader._MultiProcessingDataLoaderIter.__init__
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", start)
+    return types.SimpleNamespace(_optimizer=optimizer, optimizer=optimizer, parameter=parameter)
+
+
+def test_a_loader_process_has_the_model_but_not_the_optimizers_state(trainer):
+    (state,) = trainer.optimizer.optimizer.state.values()
+    tensors = [trainer.parameter, state["exp_avg"], state["exp_avg_sq"]]
+    loader = DataLoader(Data(tensors), num_workers=1, multiprocessing_context="fork")
+    assert [[[True, True, True]]] == [there.tolist() for there in loader]
+    loaders.keep_optimizer_from(trainer)
+    assert [[[True, False, False]]] == [there.tolist() for there in loader]
+
+
+def test_a_process_that_others_fork_has_everything(trainer):
+    (state,) = trainer.optimizer.optimizer.state.values()
+    loaders.keep_optimizer_from(trainer)
+    loader = DataLoader(Data([]), num_workers=1, multiprocessing_context="fork")
+    list(loader)
+    if (child := os.fork()) == 0:
+        os._exit(int(is_mapped(state["exp_avg"].data_ptr() + 2_000_000)))
+    assert 1 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_trainer_without_an_optimizer_yet_starts_loaders_as_ever(trainer):
+    loaders.keep_optimizer_from(types.SimpleNamespace(_optimizer=None))
+    loader = DataLoader(Data([trainer.parameter]), num_workers=1, multiprocessing_context="fork")
+    assert [[[True]]] == [there.tolist() for there in loader]
