@@ -162,13 +162,13 @@ def answer(connection: Connection, link: Link, keeper: StateKeeper, deposits: De
     while True:
         try:
             order = connection.recv()
+            if isinstance(order, Hold):
+                link.send(Holding())  # the worker ends a process that says nothing
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
         if isinstance(order, Backlog):
             deposits.hear(order)
             continue
-        if isinstance(order, Hold):
-            link.send(Holding())  # the worker ends a process that says nothing
         orders.put(order)
 
 
