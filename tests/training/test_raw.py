@@ -43,18 +43,25 @@ def bits_of(tensor):
     return whole.view(-1).view(torch.uint8)
 
 
+def same_bits(before, after):
+    """Whether two states are the same, tensors to the last bit and in the same layout."""
+    pairs = list(zip(tensors(before), tensors(after), strict=True))
+    return before["rest"] == after["rest"] and all(
+        (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
+        and type(one) is type(other)
+        and torch.equal(bits_of(one), bits_of(other))
+        for one, other in pairs
+    )
+
+
 def test_every_bit_comes_back_and_what_shared_memory_shares_it(tmp_path):
     before, path = state(), str(tmp_path / "state.raw")
     raw.write(before, path)
     after = raw.read(path)
-    assert before["rest"] == after["rest"]
-    pairs = list(zip(tensors(before), tensors(after), strict=True))
-    assert 12 == len(pairs)
-    for one, other in pairs:
-        assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
-        assert type(one) is type(other)
-        flat = [bits_of(x) for x in (one, other)]
-        assert torch.equal(*flat)
+    assert 12 == len(list(tensors(after)))
+    assert same_bits(before, after)
+    after["nan"][2] = 0.0  # was -0.0
+    assert not same_bits(before, after)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -73,6 +80,18 @@ def test_what_was_copied_does_not_follow_a_file_that_is_used_again(tmp_path):
     read = raw.read(path)["x"]
     raw.write({"x": torch.ones(1000)}, path)
     assert 0 == read.sum()
+
+
+def test_all_but_the_model_is_the_readers_own_when_the_file_is_used_again(tmp_path):
+    path = str(tmp_path / "state.raw")
+    shared = torch.zeros(1000)
+    raw.write({"model": {"x": torch.ones(1000)}, "others": [shared, shared[1:]]}, path)
+    owned = raw.own(raw.read(path, mapped=True))
+    assert 1000 == owned["model"]["x"].sum()
+    raw.write({"model": {"x": torch.ones(1000)}, "others": [torch.ones(1000)]}, path)
+    first, rest = owned["others"]
+    assert 0 == first.sum()
+    assert first[1:].data_ptr() == rest.data_ptr(), "one storage"
 
 
 def test_a_file_that_was_there_is_used_again_whatever_its_size(tmp_path):
