@@ -66,6 +66,9 @@ class Preload:
     user_dir: str | None
     """Where this node has the user's --user-dir."""
 
+    shared_model: str = ""
+    """Path of the file in the node's memory through which its workers have one model."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Role:

@@ -7,7 +7,9 @@ same one, digit for digit, and random generators in the same state: the seeds ar
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import fcntl
 import logging
 import os
 import sys
@@ -18,6 +20,11 @@ import numpy as np
 import torch
 from fairseq import tasks, utils
 from omegaconf import OmegaConf, open_dict
+
+from fairseq_ray_plugin.checkpoints import files
+from fairseq_ray_plugin.training import raw
+
+logger = logging.getLogger(__name__)
 
 BY_RANK = {
     "distributed_training": (
@@ -31,6 +38,9 @@ BY_RANK = {
     "optimization": ("update_freq",),
 }
 """What is another value in each rank or generation: who asks for it cannot be inherited."""
+
+LARGE = 1 << 20
+"""Bytes from which a tensor is shared by the workers of a node."""
 
 _MISSING = "???"  # omegaconf raises where it is asked for
 
@@ -80,6 +90,43 @@ def make(cfg: Any) -> Inherited:
     if _num_threads() > num_threads:
         raise NotInherited("making them starts threads")
     return Inherited(task, model, np.random.get_state(), torch.get_rng_state(), tuple(log))
+
+
+def share(model: torch.nn.Module, path: str) -> None:
+    """The model's values are in memory once a node, for all processes that share them in `path`.
+
+    Each still has them for itself: who writes to a page gets its own. What is not the same bit for
+    bit stays as it is, and all of it where there is no room.
+
+    Args:
+        path: of a file in the node's memory, which is made by who comes first.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if _is_plain(t)]
+    values = [tensor.data for tensor in tensors]
+    try:
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not raw.is_raw(path):
+                with files.whole(path) as partial:
+                    raw.write(values, partial)
+        shared = raw.read(path, mapped=True)
+    except (OSError, ValueError) as error:
+        logger.info("each worker has a model of its own: %s", error)
+        return
+    if len(shared) == len(tensors):
+        for tensor, value in zip(tensors, shared, strict=True):
+            same_kind = (tensor.shape, tensor.dtype) == (value.shape, value.dtype)
+            if same_kind and torch.equal(tensor.data.view(torch.uint8), value.view(torch.uint8)):
+                tensor.data = value
+    del values
+    with contextlib.suppress(AttributeError):  # glibc's own
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is large enough to share, and nothing but numbers one after the other."""
+    is_dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return is_dense and tensor.is_contiguous() and tensor.nbytes >= LARGE
 
 
 def use(inherited: Inherited, cfg: Any) -> None:

@@ -103,6 +103,8 @@ def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lamb
     made: inherited.Inherited | inherited.NotInherited
     try:
         made = inherited.make(cfg)
+        if preload.shared_model:
+            inherited.share(made.model, preload.shared_model)
     except inherited.NotInherited as reason:
         made = reason
     # else a training process would look through all of this for garbage, 0.3 s at some time or

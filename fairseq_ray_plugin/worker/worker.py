@@ -145,6 +145,7 @@ class Worker:
                 working_dir=job.working_dir,
                 python_path=job.python_path,
                 user_dir=self.user_dir,
+                shared_model=self._shared_model(),
             ),
             self._hear_server,
         )
@@ -168,6 +169,11 @@ class Worker:
         if not self.server.is_ready:
             stacks = await evidence.stacks(self.server.process.pid)
             self.messages.put(Unfit(f"{what} takes longer than {limit_s:.0f} s:\n{stacks}"))
+
+    def _shared_model(self) -> str:
+        """Where the node's workers share one; not on its disk."""
+        in_memory, *on_disk = self.memory.folders
+        return os.path.join(in_memory, "model") if on_disk else ""
 
     def _own_folder(self, what: str) -> str:
         """Path of a folder on disk that no other worker has."""

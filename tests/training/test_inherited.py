@@ -1,5 +1,6 @@
 """What ranks inherit is what each of them would have made."""
 
+import copy
 import logging
 import threading
 
@@ -95,3 +96,41 @@ def test_what_only_a_rank_can_make_is_not_inherited(make, reason, cfg, monkeypat
     assert "\n" not in str(raised.value)
     after = OmegaConf.to_container(cfg), torch.distributed.get_world_size, torch.cuda._lazy_init
     assert before == after
+
+
+def values_of(model):
+    return [tensor.tolist() for tensor in (*model.parameters(), *model.buffers())]
+
+
+def test_models_of_one_node_have_the_same_pages_and_each_its_own_values(tmp_path):
+    path = str(tmp_path / "model")
+    torch.manual_seed(1)
+    one = torch.nn.Sequential(torch.nn.Linear(1000, 1000), torch.nn.Linear(1000, 1000))
+    one[0].weight.data[0, 0] = float("nan")
+    other = copy.deepcopy(one)
+    other[1].weight.data[-1, -1] += 1
+    other[1].bias.data += 1
+    expected = [values_of(model)[1:] for model in (one, other)]
+    for model in (one, other):
+        inherited.share(model, path)
+    assert expected == [values_of(model)[1:] for model in (one, other)]
+    weights = [model[0].weight.data_ptr() for model in (one, other)]
+    assert all(backing_file(address) == path for address in weights)
+    assert backing_file(other[1].weight.data_ptr()) != path, "it has other values"
+    one[0].weight.data.fill_(7)
+    assert 7 not in other[0].weight
+
+
+def backing_file(address):
+    with open("/proc/self/maps") as file:
+        for line in file:
+            begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if begin <= address < end:
+                return line.split()[-1]
+
+
+def test_where_there_is_no_room_each_has_a_model_of_its_own(tmp_path):
+    model = torch.nn.Linear(3, 3)
+    expected = values_of(model)
+    inherited.share(model, str(tmp_path / "gone" / "model"))
+    assert expected == values_of(model)
