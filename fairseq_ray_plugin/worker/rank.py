@@ -102,8 +102,8 @@ def train_rank(
     told = (connection, link, keeper, deposits)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
-        _inherit(cfg, made, assignment)
-        _train(cfg, assignment, listener, keeper)
+        inherit(cfg, made, assignment)
+        train(cfg, assignment, listener, keeper)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
         deposits.wait_until_written()
@@ -120,14 +120,16 @@ def train_rank(
     threading.Event().wait()
 
 
-def _inherit(cfg: Any, made: Inherited | NotInherited, assignment: Assignment) -> None:
+def inherit(cfg: Any, made: Inherited | NotInherited, assignment: Assignment) -> None:
+    """Task and model are not made once more, or the log says once why they are."""
     if isinstance(made, Inherited):
         inherited.use(made, cfg)
     elif assignment.rank == 0 and assignment.generation == 1:
         logger.info("each start makes the task and the model again: %s", made)
 
 
-def _train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+    """fairseq's `main` as this rank, with all that it is patched by; as in `train_rank`."""
     torch.set_num_threads(assignment.threads)
     set_num_resources(cfg, assignment)
     set_batch_size(cfg, assignment.groups, assignment.world_size)
