@@ -9,6 +9,7 @@ the main module of its parent, a Ray worker, in every child, and is silent when 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import gc
@@ -148,9 +149,11 @@ def _serve(connection: Connection, run: Run) -> None:
                 command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
                 command = None
+            ending: _Ending | None = None
             if child and not isinstance(command, WriteCheckpoint):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+                ending = _Ending(child)
+                if not isinstance(command, Fork):
+                    ending.reap()
                 if isinstance(command, Kill):
                     connection.send(Exited(child, "did not answer, and was killed"))
                 child = 0
@@ -163,10 +166,14 @@ def _serve(connection: Connection, run: Run) -> None:
                     ooms = evidence.num_oom_kills()
                     child = os.fork()
                     if child == 0:
+                        if ending is not None and _uses_gpu():
+                            ending.wait()
                         _become(connection, (woken, waker), run, assignment, link, listener)
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
+                    if ending is not None:
+                        ending.reap()
                     connection.send(Forked(assignment.generation, child))
                 case WriteCheckpoint():
                     link = recv_handle(connection)
@@ -175,6 +182,34 @@ def _serve(connection: Connection, run: Run) -> None:
                         _become(connection, (woken, waker), run, command, link, None)
                     os.close(link)
                     writers.add(writer)
+
+
+class _Ending:
+    """A rank that has been killed. To give back gigabytes takes it long; the next one can begin."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._fd = -1
+        with contextlib.suppress(AttributeError, OSError):  # Linux 5.3
+            self._fd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        if self._fd < 0:  # nobody else could wait for it
+            os.waitpid(pid, 0)
+
+    def wait(self) -> None:
+        """It is no more when this returns, also to one that is not its parent."""
+        if self._fd >= 0:
+            wait([self._fd])
+
+    def reap(self) -> None:
+        if self._fd >= 0:
+            os.waitpid(self._pid, 0)
+            os.close(self._fd)
+
+
+def _uses_gpu() -> bool:
+    """Whether a rank needs the memory of a GPU that the one before it had."""
+    return "torch" in sys.modules and bool(sys.modules["torch"].cuda.is_available())
 
 
 def _become(
