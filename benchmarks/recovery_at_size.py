@@ -29,6 +29,9 @@ import torch
 FIRST, EVERY = 8, 8
 """Updates at which rank 1 is killed; the ones between tell how long an update takes."""
 
+LIMIT_S = 900
+"""For all of a run."""
+
 OPTIONS = (
     *("--cpu", "--distributed-backend", "gloo"),
     *("--task", "masked_lm", "--criterion", "masked_lm", "--sample-break-mode", "complete"),
@@ -66,7 +69,7 @@ def measure(folder: Path, text: Path, arguments) -> dict:
             faults=planned,
         )
         try:
-            run.until_update(kills[-1] + 3)
+            run.until(lambda: reached(run, kills[-1] + 3), limit_s=LIMIT_S)
             cpu_s = cpu_seconds(run)
         finally:
             run.process.terminate()
@@ -87,6 +90,10 @@ def measure(folder: Path, text: Path, arguments) -> dict:
             "steps": medians([line["steps"] for line in run.events("advanced")[1:]]),
             "first": run.events("advanced")[0]["steps"],
         }
+
+
+def reached(run, update: int) -> bool:
+    return any(step["update"] >= update for step in run.steps())
 
 
 def update_times(steps: list[dict]) -> list[float]:
