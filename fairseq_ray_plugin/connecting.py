@@ -15,7 +15,7 @@ def connect(address: str | None, may_start: bool = True) -> str:
         may_start: where there is none.
 
     Raises:
-        ConnectionError: `address` names a cluster that cannot be reached.
+        ConnectionError: `address` names a cluster that cannot be reached, or none can be started.
     """
     import ray
 
@@ -93,5 +93,9 @@ def _start_local(common: dict[str, Any]) -> str:
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # this machine is ours
-    ray.init(address="local", include_dashboard=False, log_to_driver=True, **common)
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=True, **common)
+    except Exception as error:  # Ray's has no other name; as where the machine is very busy
+        reason = str(error).strip().partition("\n")[0]
+        raise ConnectionError(f"a local Ray could not be started here: {reason}") from error
     return f"local Ray on this machine, {int(ray.cluster_resources().get('CPU', 0))} CPUs"

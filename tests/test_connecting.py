@@ -9,6 +9,9 @@ from pathlib import Path
 import data
 import psutil
 import pytest
+import ray
+
+from fairseq_ray_plugin import connecting
 
 TOKEN = "1" * 64
 CONNECT = """
@@ -87,3 +90,12 @@ def test_a_cluster_that_wants_rays_token_gets_it_or_the_user_is_told(head_with_t
         said, seconds = connect(home, **environment)
         assert said.startswith(f"--ray-address {head_with_token}: this cluster wants a token")
         assert seconds < 2
+
+
+def test_a_local_ray_that_does_not_start_is_told_in_a_line(monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.\nThis could")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match="^a local Ray could not be .*during startup.$"):
+        connecting.connect("local")
