@@ -82,6 +82,8 @@ def test_whatever_happens_to_a_training_process_costs_the_update_in_flight(
     expected = {(update, "loss") for update in range(1, 91)}
     expected |= {(update, "valid_loss") for update in (30, 60, 90)} | {(90, "train_loss")}
     assert expected == set(logged)
+    ended = {line["pid"] for line in run.lines_of("exit")}
+    assert {rank["pid"] for rank in run.ranks()} <= ended, "processes end as processes do"
     told = account(run.events())
     assert sum(told.spent.values()) == pytest.approx(told.wall_s * told.slots)
     assert len(faults) == len(told.failures) and told.updates_redone == 0

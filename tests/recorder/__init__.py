@@ -1,6 +1,7 @@
 """A user's own --user-dir: writes down which samples every update ate, and fails on request.
 
-FAIRSEQ_RECORD names a folder; each training process appends two lines per update to a file there.
+FAIRSEQ_RECORD names a folder; each training process appends two lines per update to a file there,
+and one when functions are called that wait for its end.
 FAIRSEQ_FAULTS is a JSON list of {"rank", "update", "where", "what", "always"}: at `where` in the
 making of update number `update` on rank `rank`, once (or always), `what` happens: the name of a
 signal that the process sends itself, "raise", "hang" (a deadlock), or to a parameter "nan" or
@@ -10,6 +11,7 @@ FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to 
 a machine of any speed; until a file `hurry` is in the folder.
 """
 
+import atexit
 import functools
 import json
 import os
@@ -135,6 +137,7 @@ PLACES = {
 
 if FOLDER:
     os.makedirs(FOLDER, exist_ok=True)
+    atexit.register(lambda: write({"kind": "exit", "pid": os.getpid(), "time": time.time()}))
     Trainer.train_step = record(Trainer.train_step)
     wrap(
         Trainer,
