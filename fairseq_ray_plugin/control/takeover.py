@@ -92,12 +92,15 @@ def _number(worker: str) -> int:
 
 
 def _newest(kept: Iterable[Copy]) -> dict[str, Copy]:
-    """Node -> the newest state in its memory."""
+    """Node -> the newest state in its memory; of two after the same update the first.
+
+    So did the loop that died, which may have told the worker to drop the other.
+    """
     newest: dict[str, Copy] = {}
     for copy in kept:
         assert isinstance(copy.place, InMemory)
         node = copy.place.node
-        if node not in newest or copy.update >= newest[node].update:
+        if node not in newest or copy.update > newest[node].update:
             newest[node] = copy
     return newest
 
