@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ctypes
 import functools
 import logging
-import os
+import math
 import queue
 import signal
 import threading
@@ -30,6 +28,7 @@ from fairseq_ray_plugin.heartbeats import Heartbeats
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
+from fairseq_ray_plugin.worker.forsaken import Forsaken
 from fairseq_ray_plugin.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -52,11 +51,14 @@ ASK_AGAIN_S = 1.0
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
 
-END_LIMIT_S = 10.0
-"""How long a worker takes, at most, that ends itself."""
-
 UNASKED_LIMIT_S = 120.0
 """A worker that nobody has asked anything for so long ends: its loop is gone for good."""
+
+NODES_OUTLAST_HEAD_S = 60.0
+"""Ray's own limit for nodes without a head, where nothing else is known of it."""
+
+RESCUE_S = 30.0
+"""So long before that, or before it ends, a worker saves what its rank holds."""
 
 HEAD_SILENT_S = 5.0
 """The end of a run does not wait for a head that has not answered for so long."""
@@ -66,32 +68,21 @@ class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it.
 
     Args:
-        unasked_limit_s: if nobody has asked it anything for so long, it ends.
+        save_after_s: if nobody has asked it anything for so long, what its rank holds is saved.
+        unasked_limit_s: and after so long it ends.
     """
 
-    def __init__(self, job: Job, unasked_limit_s: float) -> None:
+    def __init__(self, job: Job, save_after_s: float, unasked_limit_s: float) -> None:
         # sent to all processes of a Slurm step, it is the driver's to deal with, which saves what
         # is held here; Ray itself ends its workers otherwise. Not by the module signal: this is
         # not the main thread
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
         super().__init__(job)
-        self.unasked_s = 0.0
-        self.loop: asyncio.AbstractEventLoop | None = None
-        threading.Thread(target=self._end_unasked, args=(unasked_limit_s,), daemon=True).start()
+        self.forsaken = Forsaken(self, save_after_s, unasked_limit_s)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[protocol.WorkerMessage]:
-        self.unasked_s, self.loop = 0.0, asyncio.get_running_loop()
+        self.forsaken.is_asked()
         return await super().next_messages(num_heard, limit_s)
-
-    def _end_unasked(self, limit_s: float) -> None:
-        """Nobody else ends an actor that outlives its maker; it may hold a GPU."""
-        while self.unasked_s < limit_s:
-            time.sleep(1)
-            self.unasked_s += 1  # not by a clock: time in which this stood still does not count
-        if self.loop is not None:
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self.stop(), self.loop).result(END_LIMIT_S)
-        os._exit(0)
 
     def get_node_ip(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -282,8 +273,15 @@ class RayCluster:
                 num_gpus=0 if self.config.cpu else 1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            .remote(self.job, self.unasked_limit_s)
+            .remote(self.job, self._save_after_s(), self.unasked_limit_s)
         )
+
+    def _save_after_s(self) -> float:
+        """More than the time between two questions; never where the loop ends with the workers."""
+        if math.isinf(self.unasked_limit_s):
+            return math.inf
+        outlast_s = self.nodes_outlast_head_s or NODES_OUTLAST_HEAD_S
+        return max(RESCUE_S, min(outlast_s, self.unasked_limit_s) - RESCUE_S)
 
     def _placed(self, worker: str, answer: Future[Any]) -> list[protocol.Event]:
         error = answer.exception()

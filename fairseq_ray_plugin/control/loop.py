@@ -245,6 +245,9 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             s.set_worker(
                 name, standing=Standing.READY, since=s.now, held=update, generation=generation
             )
+            if isinstance(phase, Training) and s.is_in_generation(name):
+                # this loop stood still for so long that its workers saved what they had
+                stopping.begin_stop(s, Cause.TAKEN_OVER, at_once=True)
         case Saved(update, path) if isinstance(phase, Saving) and phase.worker == name:
             stopping.saved(s, update, path)
         case Unsaved(reason) if isinstance(phase, Saving) and phase.worker == name:

@@ -83,7 +83,7 @@ class Worker:
             self._pass_on,
         )
         self.memory = MemoryFolder(job.run_id, self.get_node_id())
-        self.held_for_store = ""  # name of the state that is held, on its way through memory
+        self.held_to_publish = ""  # name of the state that is held, on its way through memory
         self.listener: socket.socket | None = None
         self.server: Server | None = None
         self.link: Connection | None = None
@@ -288,15 +288,18 @@ class Worker:
         if self.link is None:
             self._say(Unsaved("the training process that held it is no more"))
         elif as_checkpoint and self.job.store:
-            # which takes it from there: the rank may have to go
-            self.held_for_store = f"held_{self.generation}_{self.pid}_last{RAW}"
-            self._pass_on(Write(self.memory.folders, self.held_for_store))
+            self.publish_held()  # the rank may have to go
         elif as_checkpoint:
             folder, name = os.path.split(self.job.last_checkpoint)
             self._pass_on(Write((folder,), name, as_checkpoint=True))
         else:
             name = f"held_{self.generation}_{self.pid}{RAW}"
             self._pass_on(Write(self.memory.folders, name))
+
+    def publish_held(self) -> None:
+        """What the rank holds goes to memory, and from there to the run's last checkpoint."""
+        self.held_to_publish = f"held_{self.generation}_{self.pid}_last{RAW}"
+        self._pass_on(Write(self.memory.folders, self.held_to_publish))
 
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
@@ -336,7 +339,7 @@ class Worker:
                         self.answered = True
                     case Due():
                         self.writing.add(message)
-                    case Saved(update, path) if os.path.basename(path) == self.held_for_store:
+                    case Saved(update, path) if os.path.basename(path) == self.held_to_publish:
                         copy = Copy(update, InMemory(self.get_node_id(), path))
                         target = self.job.last_checkpoint
                         self.writing.publish(self.generation, copy, target, and_remove=True)

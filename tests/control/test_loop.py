@@ -133,6 +133,17 @@ def only(actions, kind):
     return [action for action in actions if isinstance(action, kind)]
 
 
+def test_ranks_that_rest_unasked_go_on_when_the_loop_is_back():
+    """It stood still for so long that its workers saved what they had."""
+    cluster = Cluster()
+    start = cluster.train({"a": 1, "b": 1})
+    asked = cluster.see(cluster.held("worker-0", 12))
+    assert ["worker-1"] == [tell.worker for tell in told(asked, Hold)]
+    (save,) = told(cluster.see(cluster.held("worker-1", 12)), Save)
+    (again,) = only(cluster.see(cluster.saved(save.worker, 12, "held.raw")), protocol.Start)
+    assert set(start.ranks) == set(again.ranks) and 12 == again.source.update
+
+
 def test_a_generation_starts_when_all_that_was_placed_is_ready():
     cluster = Cluster()
     first, second = cluster.see(room={"a": 1, "b": 1})
