@@ -5,7 +5,8 @@
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
-# make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...
+# make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...; then
+#                docs/durability.md (about an hour, as root)
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up
@@ -56,6 +57,8 @@ matrix: $(STAMPS)/matrix
 
 storms: $(STAMPS)/storms
 	@$(BIN)/python -m pytest tests/storms $(PYTEST_ARGS)
+	@rm -f benchmarks/durability.jsonl
+	@$(BIN)/python benchmarks/durability.py
 
 clean:
 	@rm -rf $(VENV) .forks build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
