@@ -80,7 +80,7 @@ def main() -> None:
 def undisturbed(folder: Path, text: Path) -> Path:
     """The log of a run to which nothing happens."""
     with faults.cluster() as nodes:
-        run = training.start(folder, text, nodes.address, kills.MOST_UPDATES, pause_s=0)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0)
         training.finish(run)
     assert run.redone() == 0 and len(run.events("started")) == 1
     return training.log_of(folder)

@@ -193,13 +193,13 @@ def damage(folder: Path, text: Path, expected: dict) -> dict:
 
 def two_commands(folder: Path, text: Path, expected: dict) -> dict:
     """Into one save dir, on one machine."""
-    times = 5
+    times = 3
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, 100, pause_s=0.2)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
         run.until_update(5)
         for _ in range(times):
-            other = training.start(folder, text, "local", 100)
+            other = training.start(folder, text, "local", training.MOST_UPDATES)
             assert other.wait() == 2 and "is in use by" in other.lines[-1], other.tail()
-        training.finish(run)
+        training.end(run)
     said = "each other was refused in one line that says whose the save dir is"
     return training.compare(run, expected) | {"times": times, "what": said}

@@ -10,7 +10,7 @@ from pathlib import Path
 import runs
 from faults import cluster
 
-from disasters import kills, training
+from disasters import training
 
 AWAY_S = 10
 TIMES = 5
@@ -49,7 +49,7 @@ def with_storage(folder: Path, text: Path, expected: dict) -> dict:
     """The head's server alone: the loop lives."""
     during = 0
     with _with_storage(folder) as there:
-        run = training.start(folder, text, there.address, kills.MOST_UPDATES, pause_s=0.1)
+        run = training.start(folder, text, there.address, training.MOST_UPDATES, pause_s=0.1)
         run.until_update(10)
         for _ in range(TIMES):
             there.head_node.kill_gcs_server()
@@ -59,9 +59,7 @@ def with_storage(folder: Path, text: Path, expected: dict) -> dict:
             there.head_node.start_gcs_server()
             back = training.updates(run)
             training.until(run, lambda: training.updates(run) > back + 20)  # noqa: B023
-        run.process.terminate()
-        assert run.wait(training.LIMIT_S) == 143, run.tail()
-        assert training.newest(run.save_dir) == training.updates(run)
+        training.end(run)
         assert len(run.events("started")) == 1
         said = f"training went on: {during} updates while it was away for {AWAY_S} s each time"
         return training.compare(run, expected) | {"times": TIMES, "kept": TIMES, "what": said}
@@ -71,7 +69,7 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
     """All that runs on the head's machine dies: the loop, too, and the command."""
     during = 0
     with _with_storage(folder) as there:
-        run = training.start(folder, text, there.address, kills.MOST_UPDATES, pause_s=0.1)
+        run = training.start(folder, text, there.address, training.MOST_UPDATES, pause_s=0.1)
         run.until_update(10)
         for number in range(TIMES):
             there.remove_node(there.head_node, allow_graceful=False)
@@ -85,9 +83,7 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
             run.until_event("taken over", number + 1)
             generation = run.events("taken over")[-1]["generation"]
             run.until_advanced(2, after=generation)
-        run.process.terminate()
-        assert run.wait(training.LIMIT_S) == 143, run.tail()
-        assert training.newest(run.save_dir) == training.updates(run)
+        training.end(run)
         said = (
             f"training went on: {during} updates while it was away for {AWAY_S} s each time; "
             "another loop took the ranks over"
@@ -98,7 +94,7 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
 def without_storage(folder: Path, text: Path, expected: dict) -> dict:
     """The head's server, for good: what is held is saved, and the same command goes on."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, kills.MOST_UPDATES, pause_s=0.1)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.1)
         run.until_update(10)
         nodes.cluster.head_node.kill_gcs_server()
         assert run.wait(training.LIMIT_S) == 1, run.tail()
@@ -114,7 +110,7 @@ def without_storage(folder: Path, text: Path, expected: dict) -> dict:
 def machine_without_storage(folder: Path, text: Path, expected: dict) -> dict:
     """The head's machine for good, with the loop and the command on it."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, kills.MOST_UPDATES, pause_s=0.3)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
         run.until_update(15)
         nodes.cluster.remove_node(nodes.cluster.head_node, allow_graceful=False)
         run.process.kill()

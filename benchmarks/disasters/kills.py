@@ -12,7 +12,6 @@ from faults import cluster
 from disasters import training
 
 TIMES = 20
-MOST_UPDATES = 700
 LONGEST_S = 0.4
 """A save takes about that, from the state in memory to the last of the checkpoint's names."""
 
@@ -29,12 +28,6 @@ def _while_saving(run: runs.Run, act: Callable[[], None]) -> bool:
     return is_under_way
 
 
-def _end(run: runs.Run) -> None:
-    run.process.terminate()
-    assert run.wait(training.LIMIT_S) == 143, run.tail()
-    assert training.newest(run.save_dir) == training.updates(run)
-
-
 def _result(run: runs.Run, expected: dict, kept: int, amid: int, what: str, times=TIMES) -> dict:
     said = f"{what}; {amid} amid the writing"
     return training.compare(run, expected) | {"times": times, "kept": kept, "what": said}
@@ -45,7 +38,7 @@ def _many(
 ) -> dict:
     """On a cluster, where the state is in the memory of others: nothing is done again."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, MOST_UPDATES)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
         run.until_advanced(2, after=0)
         kept = amid = 0
         for number in range(TIMES):
@@ -53,7 +46,7 @@ def _many(
             amid += _while_saving(run, lambda: kill(run, nodes))
             goes_on(run, number, generation)
             kept += run.redone() == redone
-        _end(run)
+        training.end(run)
         return _result(run, expected, kept, amid, what)
 
 
@@ -92,7 +85,7 @@ def loop(folder: Path, text: Path, expected: dict) -> dict:
 def writer(folder: Path, text: Path, expected: dict) -> dict:
     """The process that makes the file: another one makes it."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, MOST_UPDATES)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
         run.until_advanced(2, after=0)
         kept = num_killed = 0
         while num_killed < TIMES:
@@ -112,7 +105,7 @@ def writer(folder: Path, text: Path, expected: dict) -> dict:
             training.until(run, lambda: len(run.events("checkpoint")) > saved)  # noqa: B023
             # what was due is there, whole
             kept += training.newest(run.save_dir) >= update // 10 * 10 and not run.redone()
-        _end(run)
+        training.end(run)
         what = "training went on, and another process wrote the checkpoint"
         return _result(run, expected, kept, num_killed, what)
 
@@ -120,20 +113,22 @@ def writer(folder: Path, text: Path, expected: dict) -> dict:
 def command(folder: Path, text: Path, expected: dict) -> dict:
     """On a cluster; then the same command again, or `--ray-attach`, in turns."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, MOST_UPDATES, pause_s=0.3)
+        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
         run.until_advanced(2, after=0)
         kept = amid = 0
         for number in range(TIMES):
             redone = run.redone()
             amid += _while_saving(run, run.process.kill)
             if number % 2:
-                run = training.start(folder, text, nodes.address, MOST_UPDATES, pause_s=0.3)
+                run = training.start(
+                    folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3
+                )
             else:
                 attach = ("--ray-attach", run.save_dir, "--ray-address", nodes.address)
                 run = runs.Run(folder, [runs.BIN / "fairseq-ray-train", *attach])
             training.until(run, run.curve)
             kept += run.redone() == redone
-        _end(run)
+        training.end(run)
         assert len(run.events("started")) == 1, "training was not disturbed"
         return _result(run, expected, kept, amid, "training was not disturbed")
 
@@ -142,7 +137,9 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
     """Which started a local Ray: everything dies with it, and only files are left."""
 
     def begin() -> runs.Run:
-        return training.start(folder, text, "local", MOST_UPDATES, "--ray-max-workers", "1")
+        return training.start(
+            folder, text, "local", training.MOST_UPDATES, "--ray-max-workers", "1"
+        )
 
     run, kept, amid = begin(), 0, 0
     run.until_event("started")
@@ -158,7 +155,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
         run.until_event("started", number + 2)
         training.until(run, lambda: len(run.steps()) > num_steps)  # noqa: B023
         kept += run.steps()[num_steps]["update"] == newest + 1
-    _end(run)
+    training.end(run)
     what = "the same command went on from the newest whole checkpoint"
     return _result(run, expected, kept, amid, what)
 
@@ -169,7 +166,7 @@ def told_to_end(folder: Path, text: Path, expected: dict) -> dict:
     times = 5
     with cluster() as nodes:
         for number in range(times):
-            run = training.start(folder, text, nodes.address, MOST_UPDATES)
+            run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
             run.until_event("started", number + 1)
             amid += _while_saving(run, run.process.terminate)
             assert run.wait(training.LIMIT_S) == 143, run.tail()

@@ -23,6 +23,9 @@ MODEL = (
     *("--save-interval-updates", str(SAVE_EVERY), "--keep-interval-updates", "2"),
 )
 
+MOST_UPDATES = 700
+"""Of the undisturbed run; others are ended before."""
+
 LAST = "checkpoint_last.pt"
 LIMIT_S = 600
 """What has not happened by then never will."""
@@ -77,6 +80,13 @@ def finish(run: runs.Run) -> None:
     (run.records / "hurry").touch()
     code = run.wait(LIMIT_S)
     assert code == 0, f"exit code {code}:\n{run.tail()}"
+
+
+def end(run: runs.Run) -> None:
+    """By SIGTERM, after which the last update is saved."""
+    run.process.terminate()
+    assert run.wait(LIMIT_S) == 143, run.tail()
+    assert newest(run.save_dir) == updates(run)
 
 
 def until(run: runs.Run, condition: Callable):
