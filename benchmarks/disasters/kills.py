@@ -10,6 +10,7 @@ import runs
 from faults import cluster
 
 from disasters import training
+from disasters.training import MOST_UPDATES
 
 TIMES = 20
 LONGEST_S = 0.4
@@ -38,7 +39,7 @@ def _many(
 ) -> dict:
     """On a cluster, where the state is in the memory of others: nothing is done again."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
+        run = training.start(folder, text, nodes.address, MOST_UPDATES)
         run.until_advanced(2, after=0)
         kept = amid = 0
         for number in range(TIMES):
@@ -85,7 +86,7 @@ def loop(folder: Path, text: Path, expected: dict) -> dict:
 def writer(folder: Path, text: Path, expected: dict) -> dict:
     """The process that makes the file: another one makes it."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
+        run = training.start(folder, text, nodes.address, MOST_UPDATES)
         run.until_advanced(2, after=0)
         kept = num_killed = 0
         while num_killed < TIMES:
@@ -113,16 +114,14 @@ def writer(folder: Path, text: Path, expected: dict) -> dict:
 def command(folder: Path, text: Path, expected: dict) -> dict:
     """On a cluster; then the same command again, or `--ray-attach`, in turns."""
     with cluster() as nodes:
-        run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
+        run = training.start(folder, text, nodes.address, MOST_UPDATES, pause_s=0.3)
         run.until_advanced(2, after=0)
         kept = amid = 0
         for number in range(TIMES):
             redone = run.redone()
             amid += _while_saving(run, run.process.kill)
             if number % 2:
-                run = training.start(
-                    folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3
-                )
+                run = training.start(folder, text, nodes.address, MOST_UPDATES, pause_s=0.3)
             else:
                 attach = ("--ray-attach", run.save_dir, "--ray-address", nodes.address)
                 run = runs.Run(folder, [runs.BIN / "fairseq-ray-train", *attach])
@@ -137,9 +136,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
     """Which started a local Ray: everything dies with it, and only files are left."""
 
     def begin() -> runs.Run:
-        return training.start(
-            folder, text, "local", training.MOST_UPDATES, "--ray-max-workers", "1"
-        )
+        return training.start(folder, text, "local", MOST_UPDATES, "--ray-max-workers", "1")
 
     run, kept, amid = begin(), 0, 0
     run.until_event("started")
@@ -166,7 +163,7 @@ def told_to_end(folder: Path, text: Path, expected: dict) -> dict:
     times = 5
     with cluster() as nodes:
         for number in range(times):
-            run = training.start(folder, text, nodes.address, training.MOST_UPDATES)
+            run = training.start(folder, text, nodes.address, MOST_UPDATES)
             run.until_event("started", number + 1)
             amid += _while_saving(run, run.process.terminate)
             assert run.wait(training.LIMIT_S) == 143, run.tail()
