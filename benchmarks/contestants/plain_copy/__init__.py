@@ -31,16 +31,17 @@ def with_copies(original):
     def train_step(trainer, *args, **kwargs):
         result = original(trainer, *args, **kwargs)
         update = trainer.get_num_updates()
-        line = {"update": update, "time": time.time()}
+        line = {"update": update, "time": time.time(), "cpu": time.process_time()}
         if update % EVERY == EVERY // 2:
             trainer.consolidate_optimizer()
             state = {s.data_ptr(): s for s in tensors(trainer.state_dict())}.values()
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             copies = [tensor.clone() for tensor in state]
             line["copy_s"] = time.perf_counter() - begin
+            line["copy_cpu_s"] = time.process_time() - begin_cpu
             line["bytes"] = sum(copy.nbytes for copy in copies)
             del copies
-            line["resumed"] = time.time()
+            line["resumed"], line["resumed_cpu"] = time.time(), time.process_time()
         with open(os.environ["FAIRSEQ_COPIES"], "a") as file:
             file.write(json.dumps(line) + "\n")
         return result
