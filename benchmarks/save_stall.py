@@ -2,12 +2,12 @@
 
     python benchmarks/save_stall.py
 
-RoBERTa base with 121M parameters on one thread, a checkpoint every 10 updates: by a worker of ours,
-without Ray's daemons, and by stock fairseq. The stall is the time from the end of an update, after
-which a checkpoint is due, to the end of the next one, less the median of all others; by the clock,
-and by the CPU time of the process that trains, which others on the machine disturb less. The copy
-is made in the same processes, half-way between two checkpoints: all tensors of the state are cloned.
-Needs 10 GB of memory, and as much of the disk.
+RoBERTa base with 121M parameters on one thread, a checkpoint every 10 updates: by a worker of
+ours, without Ray's daemons, and by stock fairseq. The stall is the time from the end of an
+update, after which a checkpoint is due, to the end of the next one, less the median of all
+others; by the clock, and by the CPU time of the process that trains, which others on the machine
+disturb less. The copy is made in the same processes, half-way between two checkpoints: all
+tensors of the state are cloned. Needs 10 GB of memory, and as much of the disk.
 """
 
 import asyncio

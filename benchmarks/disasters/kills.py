@@ -13,6 +13,9 @@ from disasters import training
 from disasters.training import MOST_UPDATES
 
 TIMES = 20
+FEW_TIMES = 10
+"""Where something has to start anew each time; 100 in all."""
+
 LONGEST_S = 0.4
 """A save takes about that, from the state in memory to the last of the checkpoint's names."""
 
@@ -35,20 +38,26 @@ def _result(run: runs.Run, expected: dict, kept: int, amid: int, what: str, time
 
 
 def _many(
-    folder: Path, text: Path, expected: dict, kill: Callable, goes_on: Callable, what: str
+    folder: Path,
+    text: Path,
+    expected: dict,
+    kill: Callable,
+    goes_on: Callable,
+    what: str,
+    times: int = TIMES,
 ) -> dict:
     """On a cluster, where the state is in the memory of others: nothing is done again."""
     with cluster() as nodes:
         run = training.start(folder, text, nodes.address, MOST_UPDATES)
         run.until_advanced(2, after=0)
         kept = amid = 0
-        for number in range(TIMES):
+        for number in range(times):
             generation, redone = run.events("started")[-1]["generation"], run.redone()
             amid += _while_saving(run, lambda: kill(run, nodes))
             goes_on(run, number, generation)
             kept += run.redone() == redone
         training.end(run)
-        return _result(run, expected, kept, amid, what)
+        return _result(run, expected, kept, amid, what, times)
 
 
 def _both_train(run: runs.Run, number: int, generation: int) -> None:
@@ -67,7 +76,7 @@ def worker(folder: Path, text: Path, expected: dict) -> dict:
         training.worker_of(random.choice(run.ranks())["pid"]).kill()
 
     what = "the other worker's state was used, and the slot filled again"
-    return _many(folder, text, expected, kill, _both_train, what)
+    return _many(folder, text, expected, kill, _both_train, what, FEW_TIMES)
 
 
 def loop(folder: Path, text: Path, expected: dict) -> dict:
@@ -140,7 +149,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
 
     run, kept, amid = begin(), 0, 0
     run.until_event("started")
-    for number in range(TIMES):
+    for number in range(FEW_TIMES):
         amid += _while_saving(run, run.process.kill)
         pids = {rank["pid"] for rank in run.ranks()}
         end = time.monotonic() + training.LIMIT_S
@@ -154,7 +163,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
         kept += run.steps()[num_steps]["update"] == newest + 1
     training.end(run)
     what = "the same command went on from the newest whole checkpoint"
-    return _result(run, expected, kept, amid, what)
+    return _result(run, expected, kept, amid, what, FEW_TIMES)
 
 
 def told_to_end(folder: Path, text: Path, expected: dict) -> dict:
