@@ -61,6 +61,8 @@ def main() -> None:
         expected = training.curve(log)
         failed = []
         for name in arguments.only:
+            if name.startswith(("head", "local")):  # which have a cluster of their own
+                training.close_cluster()
             begin = time.monotonic()
             try:
                 result = ROWS[name](here / name.replace(" ", "_"), text, expected)
@@ -73,6 +75,7 @@ def main() -> None:
             with table.RESULTS.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             shutil.rmtree(here / name.replace(" ", "_"))
+        training.close_cluster()
     table.write()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

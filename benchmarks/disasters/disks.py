@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faults import cluster
-
 from disasters import training
 from disasters.training import LAST, SAVE_EVERY
 
@@ -56,10 +54,10 @@ def _unusable_for_a_while(
     folder: Path, text: Path, expected: dict, break_it: Callable, mend_it: Callable
 ) -> dict:
     """Training goes on without a disk; what is due is written when the disk is there again."""
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         run = training.start(folder, text, nodes.address, 120, pause_s=0.2)
-        run.until_update(SAVE_EVERY + 5)
-        run.until_event("checkpoint")
+        training.until_update(run, SAVE_EVERY + 5)
+        training.until_event(run, "checkpoint")
         break_it()
         begin = training.updates(run)
         training.until(run, lambda: training.updates(run) >= begin + AWAY_UPDATES)
@@ -102,9 +100,9 @@ def read_only(folder: Path, text: Path, expected: dict) -> dict:
 def stands_still(folder: Path, text: Path, expected: dict) -> dict:
     """Whoever writes there hangs in the kernel, and cannot be killed."""
     save_dir = folder / "save"
-    with _on_ext4(save_dir), cluster() as nodes, contextlib.ExitStack() as undo:
+    with _on_ext4(save_dir), training.cluster() as nodes, contextlib.ExitStack() as undo:
         run = training.start(folder, text, nodes.address, 400, pause_s=0.2)
-        run.until_event("checkpoint")
+        training.until_event(run, "checkpoint")
         _call("fsfreeze", "-f", save_dir)
         undo.callback(_call, "fsfreeze", "-u", save_dir, check=False)
         frozen, begin = time.monotonic(), training.updates(run)
@@ -167,7 +165,7 @@ def damage(folder: Path, text: Path, expected: dict) -> dict:
     """Of the newest checkpoint, and the same command again."""
     from_before, warned = 0, 0
     results = []
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         before = training.start(folder / "before", text, nodes.address, 20, pause_s=0)
         training.finish(before)
         for number, harm in enumerate(DAMAGE.values()):
@@ -194,9 +192,9 @@ def damage(folder: Path, text: Path, expected: dict) -> dict:
 def two_commands(folder: Path, text: Path, expected: dict) -> dict:
     """Into one save dir, on one machine."""
     times = 3
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
-        run.until_update(5)
+        training.until_update(run, 5)
         for _ in range(times):
             other = training.start(folder, text, "local", training.MOST_UPDATES)
             assert other.wait() == 2 and "is in use by" in other.lines[-1], other.tail()

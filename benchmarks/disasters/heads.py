@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults
 import runs
-from faults import cluster
 
 from disasters import training
 
@@ -50,7 +50,7 @@ def with_storage(folder: Path, text: Path, expected: dict) -> dict:
     during = 0
     with _with_storage(folder) as there:
         run = training.start(folder, text, there.address, training.MOST_UPDATES, pause_s=0.1)
-        run.until_update(10)
+        training.until_update(run, 10)
         for _ in range(TIMES):
             there.head_node.kill_gcs_server()
             gone, before = time.monotonic(), training.updates(run)
@@ -70,7 +70,7 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
     during = 0
     with _with_storage(folder) as there:
         run = training.start(folder, text, there.address, training.MOST_UPDATES, pause_s=0.1)
-        run.until_update(10)
+        training.until_update(run, 10)
         for number in range(TIMES):
             there.remove_node(there.head_node, allow_graceful=False)
             run.process.kill()
@@ -80,9 +80,9 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
             there.add_node(**there.head_arguments)
             attach = ("--ray-attach", run.save_dir, "--ray-address", there.address)
             run = runs.Run(folder, [runs.BIN / "fairseq-ray-train", *attach])
-            run.until_event("taken over", number + 1)
+            training.until_event(run, "taken over", number + 1)
             generation = run.events("taken over")[-1]["generation"]
-            run.until_advanced(2, after=generation)
+            training.until_both_train(run, after=generation)
         training.end(run)
         said = (
             f"training went on: {during} updates while it was away for {AWAY_S} s each time; "
@@ -93,14 +93,14 @@ def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
 
 def without_storage(folder: Path, text: Path, expected: dict) -> dict:
     """The head's server, for good: what is held is saved, and the same command goes on."""
-    with cluster() as nodes:
+    with faults.cluster() as nodes:
         run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.1)
-        run.until_update(10)
+        training.until_update(run, 10)
         nodes.cluster.head_node.kill_gcs_server()
         assert run.wait(training.LIMIT_S) == 1, run.tail()
         newest, last = training.newest(run.save_dir), training.updates(run)
         assert newest == last, f"{last} updates, and {newest} are saved"
-    with cluster() as nodes:
+    with faults.cluster() as nodes:
         run = training.start(folder, text, nodes.address, last + 20, pause_s=0.1)
         training.finish(run)
     said = f"saved after update {last}, where it was; the same command went on in another Ray"
@@ -109,9 +109,9 @@ def without_storage(folder: Path, text: Path, expected: dict) -> dict:
 
 def machine_without_storage(folder: Path, text: Path, expected: dict) -> dict:
     """The head's machine for good, with the loop and the command on it."""
-    with cluster() as nodes:
+    with faults.cluster() as nodes:
         run = training.start(folder, text, nodes.address, training.MOST_UPDATES, pause_s=0.3)
-        run.until_update(15)
+        training.until_update(run, 15)
         nodes.cluster.remove_node(nodes.cluster.head_node, allow_graceful=False)
         run.process.kill()
         last, begin = -1, time.monotonic()
@@ -120,7 +120,7 @@ def machine_without_storage(folder: Path, text: Path, expected: dict) -> dict:
             time.sleep(10)
         newest = training.newest(run.save_dir)
         assert newest == last, f"{last} updates, and {newest} are saved"
-    with cluster() as nodes:
+    with faults.cluster() as nodes:
         run = training.start(folder, text, nodes.address, last + 20, pause_s=0.1)
         training.finish(run)
     said = f"saved after update {last}, where it was; the same command went on in another Ray"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import runs
-from faults import cluster
 
 from disasters import training
 from disasters.training import MOST_UPDATES
@@ -47,9 +46,9 @@ def _many(
     times: int = TIMES,
 ) -> dict:
     """On a cluster, where the state is in the memory of others: nothing is done again."""
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         run = training.start(folder, text, nodes.address, MOST_UPDATES)
-        run.until_advanced(2, after=0)
+        training.until_both_train(run, after=0)
         kept = amid = 0
         for number in range(times):
             generation, redone = run.events("started")[-1]["generation"], run.redone()
@@ -61,7 +60,7 @@ def _many(
 
 
 def _both_train(run: runs.Run, number: int, generation: int) -> None:
-    run.until_advanced(2, after=generation)
+    training.until_both_train(run, after=generation)
 
 
 def rank(folder: Path, text: Path, expected: dict) -> dict:
@@ -85,8 +84,8 @@ def loop(folder: Path, text: Path, expected: dict) -> dict:
         there.kill()
 
     def goes_on(run, number: int, generation: int) -> None:
-        run.until_event("taken over", number + 1)
-        run.until_advanced(2, after=generation)
+        training.until_event(run, "taken over", number + 1)
+        training.until_both_train(run, after=generation)
 
     what = "Ray started it again, and it took the ranks over"
     return _many(folder, text, expected, kill, goes_on, what)
@@ -94,9 +93,9 @@ def loop(folder: Path, text: Path, expected: dict) -> dict:
 
 def writer(folder: Path, text: Path, expected: dict) -> dict:
     """The process that makes the file: another one makes it."""
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         run = training.start(folder, text, nodes.address, MOST_UPDATES)
-        run.until_advanced(2, after=0)
+        training.until_both_train(run, after=0)
         kept = num_killed = 0
         while num_killed < TIMES:
             training.until_saving(run)
@@ -122,9 +121,9 @@ def writer(folder: Path, text: Path, expected: dict) -> dict:
 
 def command(folder: Path, text: Path, expected: dict) -> dict:
     """On a cluster; then the same command again, or `--ray-attach`, in turns."""
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         run = training.start(folder, text, nodes.address, MOST_UPDATES, pause_s=0.3)
-        run.until_advanced(2, after=0)
+        training.until_both_train(run, after=0)
         kept = amid = 0
         for number in range(TIMES):
             redone = run.redone()
@@ -148,7 +147,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
         return training.start(folder, text, "local", MOST_UPDATES, "--ray-max-workers", "1")
 
     run, kept, amid = begin(), 0, 0
-    run.until_event("started")
+    training.until_event(run, "started")
     for number in range(FEW_TIMES):
         amid += _while_saving(run, run.process.kill)
         pids = {rank["pid"] for rank in run.ranks()}
@@ -158,7 +157,7 @@ def local(folder: Path, text: Path, expected: dict) -> dict:
             time.sleep(0.05)
         newest, num_steps = training.newest(run.save_dir), len(run.steps())
         run = begin()
-        run.until_event("started", number + 2)
+        training.until_event(run, "started", number + 2)
         training.until(run, lambda: len(run.steps()) > num_steps)  # noqa: B023
         kept += run.steps()[num_steps]["update"] == newest + 1
     training.end(run)
@@ -170,10 +169,10 @@ def told_to_end(folder: Path, text: Path, expected: dict) -> dict:
     """SIGTERM to the command during a save; then the same command again."""
     kept = amid = 0
     times = 5
-    with cluster() as nodes:
+    with training.cluster() as nodes:
         for number in range(times):
             run = training.start(folder, text, nodes.address, MOST_UPDATES)
-            run.until_event("started", number + 1)
+            training.until_event(run, "started", number + 1)
             amid += _while_saving(run, run.process.terminate)
             assert run.wait(training.LIMIT_S) == 143, run.tail()
             kept += training.newest(run.save_dir) == training.updates(run)

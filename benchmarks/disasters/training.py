@@ -1,5 +1,6 @@
 """The training that faults meet, and whether it is still the same afterwards."""
 
+import contextlib
 import glob
 import json
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import data
+import faults
 import psutil
 import runs
 
@@ -31,6 +33,27 @@ LIMIT_S = 600
 """What has not happened by then never will."""
 
 KEYS = ("loss", "gnorm", "lr", "wpb", "bsz")
+
+
+_shared = contextlib.ExitStack()
+_nodes: list = []
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator:
+    """Two nodes of one CPU, and a head without; the same for one fault after the other."""
+    if not _nodes:
+        _nodes.append(_shared.enter_context(faults.cluster()))
+    try:
+        yield _nodes[0]
+    except BaseException:
+        close_cluster()  # who knows what is left there
+        raise
+
+
+def close_cluster() -> None:
+    _nodes.clear()
+    _shared.close()
 
 
 def start(folder: Path, text: Path, address: str, updates: int, *options, pause_s=0.05):
@@ -91,6 +114,25 @@ def end(run: runs.Run) -> None:
 
 def until(run: runs.Run, condition: Callable):
     return run.until(condition, LIMIT_S)
+
+
+def until_update(run: runs.Run, update: int) -> None:
+    until(run, lambda: updates(run) >= update)
+
+
+def until_event(run: runs.Run, kind: str, count: int = 1) -> None:
+    until(run, lambda: len(run.events(kind)) >= count)
+
+
+def until_both_train(run: runs.Run, after: int = 0) -> None:
+    """In a later generation than that."""
+    until(
+        run,
+        lambda: any(
+            event["world_size"] == 2 and event["generation"] > after
+            for event in run.events("advanced")
+        ),
+    )
 
 
 def updates(run: runs.Run) -> int:
