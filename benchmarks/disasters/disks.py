@@ -178,7 +178,7 @@ def damage(folder: Path, text: Path, expected: dict) -> dict:
             (source,) = {
                 int(n) for n in re.findall(r"going on from .*, after update (\d+)", run.output)
             } or {20}
-            assert min(training.curve(here)) == source + 1
+            assert min(training.curve(training.log_of(here))) == source + 1
             from_before += source == 10
             warned += f"{LAST} is damaged" in run.output
             results.append(training.compare(run, expected))

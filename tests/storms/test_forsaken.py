@@ -1,4 +1,4 @@
-"""A run whose loop is gone for good ends: it holds no GPU for ever."""
+"""A run whose loop is gone for good is saved, and ends: it holds no GPU for ever."""
 
 import glob
 import time
@@ -6,6 +6,7 @@ import time
 import data
 import psutil
 import ray
+import torch
 from runs import ray_train
 
 from fairseq_ray_plugin import distributed, head, residence
@@ -30,5 +31,8 @@ def test_workers_that_nobody_asks_anything_end_with_all_they_have(tmp_path, engl
     finally:
         ray.shutdown()
     assert time.monotonic() > begin + distributed.UNASKED_LIMIT_S - 10
+    state = torch.load(run.save_dir / "checkpoint_last.pt", weights_only=False)
+    last = max(step["update"] for step in run.steps())
+    assert last == state["optimizer_history"][-1]["num_updates"]
     nodes = {rank["node"] for rank in run.ranks()}
     assert [] == [folder for node in nodes for folder in glob.glob(f"/dev/shm/fairseq_ray_*{node}")]
