@@ -290,7 +290,7 @@ def test_nodes_that_come_and_go_every_few_seconds_cost_no_sample(tmp_path, engli
     )
     run.until_update(5)
     generation = 1
-    for stays_until in ("added", "placed", "in use", "in use"):
+    for stays_until in ("added", "placed", "in use"):
         node = nodes.add()
         if stays_until == "placed":
             run.until(lambda node=node: has_worker(nodes, node))

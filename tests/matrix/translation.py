@@ -176,7 +176,6 @@ RECIPES = (
         "translation_multi_simple_epoch",
         "--encoder-langtok src --decoder-langtok --sampling-temperature 1.5",
         loaders=2,
-        quick=True,
     ),
     by_epoch(
         "translation_multi_simple_epoch, virtual epochs",
