@@ -66,29 +66,29 @@ def with_storage(folder: Path, text: Path, expected: dict) -> dict:
 
 
 def machine_with_storage(folder: Path, text: Path, expected: dict) -> dict:
-    """All that runs on the head's machine dies: the loop, too, and the command."""
-    during = 0
+    """All that runs on the head's machine dies: the loop, too, and the command.
+
+    Once: the loop that takes over may live on any node, and another death need not be its own.
+    """
     with _with_storage(folder) as there:
         run = training.start(folder, text, there.address, training.MOST_UPDATES, pause_s=0.1)
         training.until_update(run, 10)
-        for number in range(TIMES):
-            there.remove_node(there.head_node, allow_graceful=False)
-            run.process.kill()
-            before = training.updates(run)
-            time.sleep(AWAY_S)
-            during += training.updates(run) - before
-            there.add_node(**there.head_arguments)
-            attach = ("--ray-attach", run.save_dir, "--ray-address", there.address)
-            run = runs.Run(folder, [runs.BIN / "fairseq-ray-train", *attach])
-            training.until_event(run, "taken over", number + 1)
-            generation = run.events("taken over")[-1]["generation"]
-            training.until_both_train(run, after=generation)
+        there.remove_node(there.head_node, allow_graceful=False)
+        run.process.kill()
+        before = training.updates(run)
+        time.sleep(AWAY_S)
+        during = training.updates(run) - before
+        there.add_node(**there.head_arguments)
+        attach = ("--ray-attach", run.save_dir, "--ray-address", there.address)
+        run = runs.Run(folder, [runs.BIN / "fairseq-ray-train", *attach])
+        training.until_event(run, "taken over")
+        training.until_both_train(run, after=run.events("taken over")[-1]["generation"])
         training.end(run)
         said = (
-            f"training went on: {during} updates while it was away for {AWAY_S} s each time; "
-            "another loop took the ranks over"
+            f"training went on: {during} updates while it was away for {AWAY_S} s; another loop "
+            "took the ranks over"
         )
-        return training.compare(run, expected) | {"times": TIMES, "kept": TIMES, "what": said}
+        return training.compare(run, expected) | {"times": 1, "kept": 1, "what": said}
 
 
 def without_storage(folder: Path, text: Path, expected: dict) -> dict:

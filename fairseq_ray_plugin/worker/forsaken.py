@@ -52,7 +52,8 @@ class Forsaken:
         while self._unasked_s < self._end_after_s:
             time.sleep(1)
             self._unasked_s += 1  # not by a clock: time in which this stood still does not count
-            if self._unasked_s == self._save_after_s and self._loop is not None:
+            is_time = self._unasked_s - 1 < self._save_after_s <= self._unasked_s
+            if is_time and self._loop is not None:
                 asyncio.run_coroutine_threadsafe(save(self._worker), self._loop)
         if self._loop is not None:
             with contextlib.suppress(Exception):

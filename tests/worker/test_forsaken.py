@@ -93,7 +93,7 @@ def test_it_saves_before_it_ends_and_neither_while_it_is_asked(driver, monkeypat
     monkeypatch.setattr(driver.worker, "stop", stop)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(forsaken.time, "sleep", lambda seconds: passed.acquire())
-    there = forsaken.Forsaken(driver.worker, 3, 5)
+    there = forsaken.Forsaken(driver.worker, 2.5, 5)
     for _ in range(4):
         driver.ask(ask())
         passed.release()
