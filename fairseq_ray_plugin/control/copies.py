@@ -25,6 +25,20 @@ def freshest(copies: Iterable[Copy]) -> Copy | None:
     return max(copies, key=lambda c: (c.update, -_LASTS.index(type(c.place))), default=None)
 
 
+def to_keep(copies: Iterable[Copy]) -> Copy:
+    """Which of the copies in one node's memory stays there: the newest, by path of two as new.
+
+    By path, for whoever decides decides alike: a loop that died may have told a worker to drop
+    what the next one finds, and the order still be on its way.
+    """
+
+    def age(copy: Copy) -> tuple[int, str]:
+        assert isinstance(copy.place, InMemory)
+        return copy.update, copy.place.path
+
+    return max(copies, key=age)
+
+
 def to_go_on_from(s: Step) -> Copy | None:
     """The freshest copy at hand; of several one in memory, where a checkpoint has not all of it.
 

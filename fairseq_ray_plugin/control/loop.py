@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity
-from fairseq_ray_plugin.control import copies, membership, stopping
+from fairseq_ray_plugin.control import membership, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
     UNHEARD_S,
@@ -34,7 +34,6 @@ from fairseq_ray_plugin.protocol import (
     Copy,
     Delayed,
     Doing,
-    Drop,
     Ended,
     Event,
     Finished,
@@ -157,6 +156,10 @@ def _hear(s: Step, event: Event) -> None:
         return
     worker = s.workers[event.worker]
     match event:
+        case Heard(name, FromRank(generation, says)):  # first: they come by the thousand
+            if generation == s.state.generation and s.is_in_generation(name):
+                _hear_of_progress(s, name, says)
+            _hear_rank(s, name, generation, says)
         case Gone(name, reason, with_node):
             _lose(s, name, reason, with_node)
         case Unreached(name, order, reason):
@@ -168,10 +171,6 @@ def _hear(s: Step, event: Event) -> None:
             _lose(s, name, reason, with_node=False)
         case Heard(_, Notice(reason, left_s)):
             _leave(s, worker.node, reason, s.now + left_s)
-        case Heard(name, FromRank(generation, says)):
-            if generation == s.state.generation and s.is_in_generation(name):
-                _hear_of_progress(s, name, says)
-            _hear_rank(s, name, generation, says)
 
 
 def _lose(s: Step, name: str, reason: str, with_node: bool) -> None:
@@ -248,7 +247,11 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
     worker = s.workers[name]
     node, phase = worker.node, s.state.phase
     match says:
-        case Held(update, asked) if asked == s.state.generation:
+        case Held(update, asked) if (
+            asked == s.state.generation
+            # the answer of a machine that was cut off: it was told of no generation since
+            or (worker.standing is Standing.SILENT and generation == worker.generation)
+        ):
             s.set_worker(
                 name, standing=Standing.READY, since=s.now, held=update, generation=generation
             )
@@ -260,13 +263,8 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
         case Unsaved(reason) if isinstance(phase, Saving) and phase.worker == name:
             stopping.not_saved(s, reason)
         case Snapshot(update, path):
-            copy = Copy(update, InMemory(node, path))
             s.set(told_of_full_memory=False)
-            kept = s.state.snapshots.get(node)
-            if copies.freshest(filter(None, [kept, copy])) == copy:
-                stopping.keep(s, name, copy)
-            else:  # it has been under way for long, or a second one of the same update
-                s.tell([name], Drop(frozenset([path])))
+            stopping.keep(s, name, Copy(update, InMemory(node, path)))
         case NoSnapshot(reason) if not s.state.told_of_full_memory:
             s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
@@ -295,16 +293,16 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
     s.set_worker(name, standing=standing, since=s.now, held=held)
     if not s.is_in_generation(name):
         return
-    rank, node = s.describe(name), worker.node
     match says:
-        case Ended(how):
-            text = f"training process of {rank} {how}"
-            stopping.fail(s, Failure(Cause.LOST, text, node))
         case Raised(_, _, by_peer=True) if any(f.by_peer for f in s.failures):
             pass  # the others only say the same, by the thousand
         case Raised(_, error, by_peer):
-            text = f"{rank} raised {error.kind}: {error.message.partition(chr(10))[0]}"
-            stopping.fail(s, Failure(Cause.FAILED, text, node, by_peer, error=error))
+            said = error.message.partition("\n")[0]
+            text = f"{s.describe(name)} raised {error.kind}: {said}"
+            stopping.fail(s, Failure(Cause.FAILED, text, worker.node, by_peer, error=error))
+        case Ended(how):
+            text = f"training process of {s.describe(name)} {how}"
+            stopping.fail(s, Failure(Cause.LOST, text, worker.node))
         case Refusal(reason, spoiled) if s.state.ending is None:
             s.end_soon(Ending(EventKind.FAILED, 1, reason, saves=not spoiled))
 

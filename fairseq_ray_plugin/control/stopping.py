@@ -251,14 +251,16 @@ def saved(s: Step, update: int, path: str) -> None:
 
 
 def keep(s: Step, worker: str, copy: Copy) -> None:
-    """A node has a newer state in its memory; older ones go, but for one that is in use."""
+    """A node has another state in its memory; older ones go, but for one that is in use."""
     node = s.workers[worker].node
     old = s.state.snapshots.get(node)
-    s.set(snapshots={**s.state.snapshots, node: copy})
-    in_use = (copy, None if s.state.advanced else s.state.source)
-    superseded = [*s.state.superseded, *([old] if old is not None else [])]
-    useless = [c for c in superseded if _is_on(c, node) and c not in in_use]
-    s.set(superseded=tuple(c for c in superseded if c not in useless and c != copy))
+    there = {copy, *([old] if old else []), *(c for c in s.state.superseded if _is_on(c, node))}
+    kept = copies.to_keep(there)
+    s.set(snapshots={**s.state.snapshots, node: kept})
+    in_use = None if s.state.advanced else s.state.source
+    useless = there - {kept, in_use}
+    others = [c for c in s.state.superseded if not _is_on(c, node)]
+    s.set(superseded=(*others, *(there - {kept} - useless)))
     paths = frozenset(c.place.path for c in useless if isinstance(c.place, InMemory))
     if paths:
         s.tell([worker], Drop(paths))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fairseq_ray_plugin.assignment import Found
+from fairseq_ray_plugin.control import copies
 from fairseq_ray_plugin.control.failures import Cause
 from fairseq_ray_plugin.control.state import (
     Action,
@@ -47,7 +48,7 @@ def take_over(
     generation = told + 1
     ranks = _by_rank(found)
     kept = dict.fromkeys(copy for there in found.values() for copy in there.snapshots)
-    newest_kept = _newest(kept)
+    newest_kept = {node: copies.to_keep(there) for node, there in _by_node(kept).items()}
     workers = Roster()
     for name, there in found.items():
         workers[name] = _worker(there, now, ranks.index(name) if name in ranks else -1)
@@ -91,18 +92,12 @@ def _number(worker: str) -> int:
     return int(worker.rpartition("-")[2])
 
 
-def _newest(kept: Iterable[Copy]) -> dict[str, Copy]:
-    """Node -> the newest state in its memory; of two after the same update the first.
-
-    So did the loop that died, which may have told the worker to drop the other.
-    """
-    newest: dict[str, Copy] = {}
+def _by_node(kept: Iterable[Copy]) -> dict[str, list[Copy]]:
+    by_node: dict[str, list[Copy]] = {}
     for copy in kept:
         assert isinstance(copy.place, InMemory)
-        node = copy.place.node
-        if node not in newest or copy.update > newest[node].update:
-            newest[node] = copy
-    return newest
+        by_node.setdefault(copy.place.node, []).append(copy)
+    return by_node
 
 
 def _checkpoint(lines: Sequence[Line]) -> Copy | None:

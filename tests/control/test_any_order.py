@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulated import Cluster
 
-from fairseq_ray_plugin.control import loop, takeover
-from fairseq_ray_plugin.control.state import End, Gathering, Log, Over, State
+from fairseq_ray_plugin.control import copies, loop, takeover
+from fairseq_ray_plugin.control.state import End, Gathering, Log, Over, Standing, State
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Error, FromRank, Heard, Held, InMemory, Raised, Start
 from fairseq_ray_plugin.report.journal import line
@@ -87,7 +87,16 @@ class AnyOrder(RuleBasedStateMachine):
         nodes = {
             name: node for name, node in cluster.nodes.items() if cluster.now - node.last_heard < 3
         }
-        there = {n: w for n, w in cluster.workers.items() if n in known and w.node in nodes}
+        given_up = {
+            name
+            for name, worker in known.items()
+            if worker.standing is Standing.SILENT and cluster.now - worker.since >= copies.AWAY_S
+        }
+        there = {
+            name: worker
+            for name, worker in cluster.workers.items()
+            if name in known.keys() - given_up and worker.node in nodes
+        }
         held = [self.held[n] for n, w in there.items() if n in self.held and w.rank]
         kept = [
             copy.update

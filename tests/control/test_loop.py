@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import statistics
 import time
 
@@ -219,6 +220,19 @@ def test_a_silent_rank_is_left_out_and_taken_back_when_it_answers():
     assert [] == cluster.see(after=membership.SETTLE_S), "it was lost just now, and must last first"
     (hold,) = cluster.see(after=2 * cluster.state.stall_s)
     assert "worker-0" == hold.worker
+
+
+def test_what_a_machine_that_was_cut_off_answers_counts_in_a_later_generation():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(cluster.ended("worker-0", "was killed"))
+    silent = {"b": cluster.now}
+    (start,) = cluster.see(after=stopping.SILENCE_S + 2, heard=silent)
+    assert ("worker-0",) == start.ranks
+    held = cluster.held("worker-1", 10, asked=1)
+    cluster.see(held, cluster.ended("worker-0", "was killed"), heard={"b": cluster.now + 1})
+    (save,) = told(cluster.actions, Save)
+    assert "worker-1" == save.worker
 
 
 def test_a_worker_that_never_answers_again_is_let_go():
@@ -590,13 +604,15 @@ def test_a_snapshot_has_what_fairseq_leaves_out_of_a_checkpoint_of_the_same_upda
     assert InMemory("a", "memory") == start.source.place
 
 
-def test_a_second_snapshot_of_an_update_goes_again():
+@pytest.mark.parametrize("paths", [("a", "b"), ("b", "a")])
+def test_of_two_snapshots_of_an_update_the_same_one_stays_whichever_is_heard_of_first(paths):
     cluster = Cluster()
-    cluster.train({"a": 1})
-    cluster.see(cluster.snapshot("worker-0", 10, "first"))
-    cluster.see(cluster.snapshot("worker-0", 10, "second"))
+    cluster.train({"a": 2})
+    cluster.see(cluster.snapshot("worker-0", 10, paths[0]))
+    cluster.see(cluster.snapshot("worker-1", 10, paths[1]))
     (drop,) = told(cluster.actions, Drop)
-    assert {"second"} == drop.order.paths
+    assert {"a"} == drop.order.paths
+    assert {"a": Copy(10, InMemory("a", "b"))} == cluster.state.snapshots
 
 
 def test_rank_0_dying_in_the_last_checkpoint_costs_nothing():
@@ -815,30 +831,32 @@ def test_reports_of_an_earlier_generation_change_nothing():
     assert before == cluster.state
 
 
+REPLACING_MS = 2.3
+"""What 1,000 workers take to be replaced on the machine that 20 ms are meant for."""
+
+
+def slowness(cluster):
+    """How much slower a core is just now, at work on the same memory as a step's.
+
+    What runs on the other cores, and in the same cache, may double what a step takes.
+    """
+    workers = list(itertools.islice(cluster.state.workers.values(), 1, 10_000, 10))
+    begin = time.thread_time()
+    replaced = [dataclasses.replace(worker, since=1.0) for worker in workers]
+    took = 1000 * (time.thread_time() - begin)
+    assert 1000 == len(replaced)
+    return max(1.0, took / REPLACING_MS)
+
+
 def milliseconds(cluster, nodes, *events, **observed):
-    """How much of a core's time a step takes."""
+    """How much of a core's time a step takes, on the machine that 20 ms are meant for."""
     cluster.now += 0.5
     heard = dict.fromkeys(nodes, cluster.now)
     observation = protocol.Observation(now=cluster.now, events=events, heard=heard, **observed)
     begin = time.thread_time()
     cluster.state, actions = loop.step(cluster.state, observation, cluster.config)
     took = 1000 * (time.thread_time() - begin)
-    return took, actions
-
-
-REPLACING_MS = 1.3
-"""What 100 states take to be made on the machine that 20 ms are meant for."""
-
-
-def slowness():
-    """How much slower a core is now: another one's work in the same cache doubles its time."""
-    times = []
-    for _ in range(20):
-        begin = time.thread_time()
-        objects = [dataclasses.replace(State(), update=number) for number in range(100)]
-        times.append(1000 * (time.thread_time() - begin))
-        assert 100 == len(objects)
-    return max(1.0, statistics.median(times) / REPLACING_MS)
+    return took / slowness(cluster), actions
 
 
 @pytest.fixture
@@ -868,8 +886,7 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
     stop, holds = milliseconds(cluster, nodes, raised[0])
     assert 9_999 == len(told(holds, Hold))
     raising = [milliseconds(cluster, nodes, *raised[i : i + 1000])[0] for i in range(1, 9001, 1000)]
-    slower = slowness()
-    assert statistics.median(quiet) < 5 * slower
-    assert statistics.median(settling) < 5 * slower
-    assert statistics.median(raising) < 20 * slower
-    assert stop < 20 * slower, "ten thousand orders"
+    assert statistics.median(quiet) < 5
+    assert statistics.median(settling) < 5
+    assert statistics.median(raising) < 20
+    assert stop < 20, "ten thousand orders"

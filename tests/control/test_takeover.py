@@ -127,8 +127,10 @@ def test_with_nobody_left_the_run_goes_on_from_its_own_checkpoint():
     assert Copy(35, InSaveDir("checkpoint_2.pt")) == start.source
 
 
-def test_of_two_snapshots_of_an_update_the_first_counts_as_before():
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_snapshots_of_an_update_the_one_counts_that_the_other_loop_kept(order):
     """The loop that died may have told the worker to drop the other."""
-    first, second = (Copy(40, InMemory("node-0", f"file-{number}")) for number in (0, 1))
-    state, _ = take_over({"worker-0": found(snapshots=(first, second))}, [line("started")], 5.0)
-    assert {"node-0": first} == state.snapshots and (second,) == state.superseded
+    other, kept = (Copy(40, InMemory("node-0", f"file-{number}")) for number in (0, 1))
+    there = (other, kept)[::order]
+    state, _ = take_over({"worker-0": found(snapshots=there)}, [line("started")], 5.0)
+    assert {"node-0": kept} == state.snapshots and (other,) == state.superseded
