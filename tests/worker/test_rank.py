@@ -1,5 +1,6 @@
 """A rank answers its worker at any time, whatever takes long in it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -48,7 +49,12 @@ def worker(keeper, monkeypatch):
     link = Link(rank)
     deposits = Deposits(link, 1, Snapshots(link, keeper.put_by, (), 0), lambda: None)
     told = (rank, link, keeper, deposits, Progress(link, 0, Steps()))
-    answers = threading.Thread(target=answer, args=told, daemon=True)
+
+    def answer_until_its_end():
+        with contextlib.suppress(SystemExit):
+            answer(*told)
+
+    answers = threading.Thread(target=answer_until_its_end, daemon=True)
     answers.start()
     yield worker
     worker.close()
