@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import head, protocol
 from fairseq_ray_plugin.assignment import Found, Job, Role
+from fairseq_ray_plugin.doubts import Doubts
 from fairseq_ray_plugin.heartbeats import Heartbeats
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
@@ -130,6 +131,8 @@ class RayCluster:
         )
         """Worker, what it was asked, and what came of it; filled by threads of Ray's."""
 
+        self.doubts = Doubts(lambda node: self.answers.put((node, "node", Future())))
+
         self.later: list[tuple[float, str, str]] = []
         """When to ask which worker again, and what."""
 
@@ -151,6 +154,8 @@ class RayCluster:
         for worker, asked, answer in answers:
             if asked == "place":
                 events += self._placed(worker, answer)
+            elif asked == "node":
+                events += self._node_died(node=worker)
             elif worker in self.actors:
                 events += self._outcome(worker, asked, answer)
         due, self.later = self.later, []
@@ -170,7 +175,10 @@ class RayCluster:
                 for node, at in survey.draining.items()
                 if node in there
             }
-            room = self._room(survey)
+            # a worker just placed may not have taken its resources yet
+            unsettled = {self.nodes[worker] for worker in self.not_ready}
+            slots = survey.slots(self.need)
+            room = {node: slots[node] for node in slots.keys() - unsettled}
         return protocol.Observation(
             now=self.now,
             room=room,
@@ -218,23 +226,27 @@ class RayCluster:
                 return [Unreached(worker, asked, head.reason_of(str(error)))] if error else []
         return []
 
-    def _hear(self, worker: str, message: protocol.WorkerMessage) -> protocol.Event:
-        if isinstance(message, protocol.Ready):
-            self.not_ready.discard(worker)
-        elif isinstance(message, Unfit):
-            self._drop(worker)
-        return Heard(worker, message)
+    def _doubt(self, node: str) -> None:
+        """Something failed, and what runs there may be what did."""
+        if self.survey is not None and node in self.survey.daemons:
+            self.doubts.begin(node, self.survey.daemons[node])
 
-    def _room(self, survey: Survey) -> dict[str, int]:
-        """Node -> workers that fit there beside what runs there."""
-        unsettled = {self.nodes[worker] for worker in self.not_ready}
-        room = {}
-        for node, free in survey.free.items():
-            slots = int(min(free.get(kind, 0.0) // amount for kind, amount in self.need.items()))
-            # a worker just placed may not have taken its resources yet
-            if slots > 0 and node not in survey.draining and node not in unsettled:
-                room[node] = slots
-        return room
+    def _node_died(self, node: str) -> list[protocol.Event]:
+        lost = [worker for worker, there in self.nodes.items() if there == node]
+        for worker in lost:
+            self._drop(worker)
+        reason = "worker lost: nobody listens any more where its node's Ray daemon did"
+        return [Gone(worker, reason, with_node=True) for worker in lost]
+
+    def _hear(self, worker: str, message: protocol.WorkerMessage) -> protocol.Event:
+        match message:
+            case protocol.Ready():
+                self.not_ready.discard(worker)
+            case Unfit():
+                self._drop(worker)
+            case protocol.FromRank(_, protocol.Held()):
+                self.doubts.end(self.nodes[worker])
+        return Heard(worker, message)
 
     def describe(self) -> str:
         """What of the cluster counts for a worker, for people."""
@@ -254,6 +266,8 @@ class RayCluster:
                 self._start(action)
             case protocol.Tell(worker, order):
                 self._call(worker, order, "tell", order)
+                if isinstance(order, protocol.Hold) and order.at_once:
+                    self._doubt(self.nodes.get(worker, ""))
 
     def _place(self, worker: str, node: str) -> None:
         self.nodes[worker] = node
@@ -378,6 +392,7 @@ class RayCluster:
         end.start()
         end.join(limit_s)
         self.surveyor.close(limit_s)
+        self.doubts.close()
 
     def _end_all(self) -> None:
         for actor in self.actors.values():

@@ -82,9 +82,14 @@ def survey() -> Survey:
     # from what the nodes say is free now: cluster_resources() counts a dead node for 13 s and a
     # draining one for ever
     free = ray_state.available_resources_per_node()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    daemons = {
+        node["NodeID"]: (node["NodeManagerAddress"], int(node["NodeManagerPort"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
     draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
-    return Survey({node: amounts for node, amounts in free.items() if node in alive}, draining)
+    there = {node: amounts for node, amounts in free.items() if node in daemons}
+    return Survey(there, draining, daemons)
 
 
 def reason_of(text: str) -> str:

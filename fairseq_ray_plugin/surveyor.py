@@ -16,6 +16,10 @@ Bundles = list[dict[str, float]]
 """What resources are wanted, a mapping a worker."""
 
 
+Address = tuple[str, int]
+"""Host and port."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Survey:
     """What the cluster's head says of it."""
@@ -25,6 +29,22 @@ class Survey:
 
     draining: Mapping[str, float]
     """Node that is taken away -> its deadline, seconds since the epoch; 0: not known."""
+
+    daemons: Mapping[str, Address] = dataclasses.field(default_factory=dict)
+    """Node that is alive -> where its Ray daemon listens."""
+
+    def slots(self, need: Mapping[str, float]) -> dict[str, int]:
+        """Node that stays -> workers that fit there beside what runs there.
+
+        Args:
+            need: a worker's, resource -> amount.
+        """
+        slots = {
+            node: int(min(free.get(kind, 0.0) // amount for kind, amount in need.items()))
+            for node, free in self.free.items()
+            if node not in self.draining
+        }
+        return {node: number for node, number in slots.items() if number > 0}
 
 
 class Surveyor:

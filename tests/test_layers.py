@@ -41,6 +41,7 @@ ORDER = (
     "checkpoint_hook",
     "worker",
     "surveyor",
+    "doubts",
     "head",
     "heartbeats",
     "distributed",

@@ -66,3 +66,10 @@ def test_a_head_that_fails_is_asked_again():
     while ours.latest is None:
         time.sleep(0.001)
     ours.close()
+
+
+def test_room_is_where_a_worker_fits_that_does_not_go():
+    free = {"a": {"CPU": 5.0}, "b": {"CPU": 1.0}, "c": {"CPU": 8.0, "GPU": 3.0}, "d": {}}
+    survey = Survey({**free, "goes": {"CPU": 4.0}}, {"goes": 0.0})
+    assert {"a": 2, "c": 4} == survey.slots({"CPU": 2.0})
+    assert {"c": 3} == survey.slots({"CPU": 1.0, "GPU": 1.0})
