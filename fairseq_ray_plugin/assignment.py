@@ -109,7 +109,7 @@ class Assignment(Role):
 
     claim: int = 0
     interface: str | None = None
-    """The network interface that gloo uses; None: as the environment says."""
+    """The network interface by which other ranks are reached; None: it is not known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

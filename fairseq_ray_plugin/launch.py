@@ -14,7 +14,7 @@ import pickle
 import secrets
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from fairseq_ray_plugin import driver, usage
@@ -34,11 +34,26 @@ from fairseq_ray_plugin.worker import terminal, user_code
 logger = logging.getLogger(__name__)
 
 FORWARDED = (
-    *("NCCL_", "GLOO_", "TORCH_", "WANDB_", "FAIRSEQ_"),
+    *("GLOO_", "TORCH_", "PYTORCH_", "WANDB_", "FAIRSEQ_"),
+    # for GPUs, and the networks between them: InfiniBand, EFA, and NCCL's plugins
+    *("NCCL_", "CUDA_", "CUBLAS", "CUDNN_", "NVIDIA_TF32_OVERRIDE", "NVTE_"),
+    *("FI_", "OFI_NCCL_", "RDMAV_", "IBV_", "UCX_"),
     # where a store is, and how it is spoken to; who may is each node's own
     *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
 )
 """Environment variables with these beginnings go from the driver to every worker."""
+
+OF_A_NODE = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "CUDA_MPS_")
+"""But not these: Ray gives each worker its GPU, and paths are each node's own."""
+
+
+def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the driver's environment every worker has, too."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(FORWARDED) and not name.startswith(OF_A_NODE)
+    }
 
 
 def cli_main() -> None:
@@ -324,7 +339,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job
         user_dir_not_sent=not_sent,
         last_checkpoint=_path_of_last(cfg.checkpoint),
         store=cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else "",
-        environment={k: v for k, v in os.environ.items() if k.startswith(FORWARDED)},
+        environment=forwarded(os.environ),
     )
 
 

@@ -98,11 +98,26 @@ def test_a_store_that_is_not_there_is_refused_before_anything_starts(
 
 def test_where_a_store_is_goes_to_the_nodes_and_who_may_does_not():
     def is_sent(name):
-        return name.startswith(launch.FORWARDED)
+        return bool(launch.forwarded({name: "x"}))
 
     assert all(map(is_sent, ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION")))
     secret = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
     assert not any(map(is_sent, secret))
+
+
+def test_settings_for_gpus_and_their_networks_go_to_the_nodes_and_what_is_each_nodes_own_does_not():
+    sent = {
+        *(
+            "NCCL_SOCKET_IFNAME",
+            "NCCL_IB_HCA",
+            "TORCH_NCCL_BLOCKING_WAIT",
+            "PYTORCH_CUDA_ALLOC_CONF",
+        ),
+        *("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FI_PROVIDER", "FI_EFA_FORK_SAFE"),
+        *("RDMAV_FORK_SAFE", "OFI_NCCL_PROTOCOL"),
+    }
+    own = {"CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_MPS_PIPE_DIRECTORY", "HOME"}
+    assert sent == set(launch.forwarded(dict.fromkeys(sent | own, "x")))
 
 
 def where_no_cluster_is_seen():

@@ -26,8 +26,9 @@ _MAGIC = b"fairseq_ray raw 1"
 _HEADER = struct.Struct("<24sQQ")
 _ALIGNMENT = 64
 
-RESERVE = 32 << 20
-"""Bytes of a file system in memory that are left to others: NCCL, loader processes."""
+LEAST_RESERVE, MOST_RESERVE = 32 << 20, 1 << 30
+"""Bytes of a file system in memory that are left to others, NCCL and loader processes: a sixteenth
+of it, within these. They map files there, and end by a bus error where it is full."""
 
 
 def write(state: Any, path: str) -> None:
@@ -37,7 +38,7 @@ def write(state: Any, path: str) -> None:
         state: anything that pickle takes; tensors in it must be on the CPU.
 
     Raises:
-        OSError: there is no room, or there would not be `RESERVE` left.
+        OSError: there is no room, or too little would be left to others.
     """
     text, storages, end = _split(state)
     # what is there already need not be found again: pages that are in place are twice as fast
@@ -176,8 +177,14 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def reserve(size: int) -> int:
+    """What is left to others of a file system of so many bytes."""
+    return min(max(LEAST_RESERVE, size // 16), MOST_RESERVE)
+
+
 def _require_room(fd: int, wanted: int) -> None:
     there = os.fstatvfs(fd)
-    if wanted + RESERVE > there.f_bavail * there.f_frsize:
-        text = f"no room for {wanted >> 20} MB and {RESERVE >> 20} MB to spare"
+    spared = reserve(there.f_blocks * there.f_frsize)
+    if wanted + spared > there.f_bavail * there.f_frsize:
+        text = f"no room for {wanted >> 20} MB and {spared >> 20} MB to spare"
         raise OSError(errno.ENOSPC, text)

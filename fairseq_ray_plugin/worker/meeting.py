@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
 """Where the ranks of one node meet, which no other node need reach."""
-
-IFNAME = "GLOO_SOCKET_IFNAME"
-"""Environment variable: the interface that gloo listens on."""
 
 
 def listen(host: str) -> socket.socket:
@@ -23,17 +19,15 @@ def listen(host: str) -> socket.socket:
         return socket.create_server(("", 0), family=family)
 
 
-def interface(master: str, node_ip: str, environment: Mapping[str, str]) -> str | None:
-    """The network interface for gloo; None: as the environment says, or as gloo itself finds.
+def interface(master: str, node_ip: str) -> str | None:
+    """The network interface for gloo and NCCL; None: as they find one themselves.
 
-    It would take that of this machine's own name, which many systems say is 127.0.1.1.
+    gloo would take that of this machine's own name, which many systems say is 127.0.1.1.
 
     Args:
         master: the address at which the ranks meet.
         node_ip: the address at which other nodes reach this one.
     """
-    if IFNAME in environment:
-        return None
     wanted = LOOPBACK if master == LOOPBACK else node_ip
     for name, addresses in psutil.net_if_addrs().items():
         if wanted in (address.address for address in addresses):

@@ -14,7 +14,8 @@ from fairseq_ray_plugin.worker.progress import Link
 logger = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_S = 10.0
-"""A generation's first snapshot, where the user did not say how often."""
+"""From a generation's first update to its first snapshot, where the user did not say how often: not
+from its start, which takes longer than that where models are large, and has just read the state."""
 
 SNAPSHOT_SHARE = 250
 """Then each comes so many times later than the last one took: two nodes' cost 0.8% in all."""
@@ -38,12 +39,14 @@ class Snapshots:
     ) -> None:
         self._link, self._put_by, self._folders, self._every = link, put_by, folders, every
         self._pid, self._num_written = os.getpid(), 0
-        self._due = time.monotonic() + FIRST_SNAPSHOT_S
+        self._due: float | None = None
 
     def at_boundary(self, update: int) -> None:
         """Save the state now, if it is time; training waits."""
         begin = time.monotonic()
         if self._every is None:
+            if self._due is None:
+                self._due = begin + FIRST_SNAPSHOT_S
             if begin < self._due:
                 return
         elif self._every == 0 or update % self._every:

@@ -243,9 +243,7 @@ class Worker:
             snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
             passage=self._own_folder("restored"),
             claim=job.claim,
-            interface=meeting.interface(
-                master[0], self.get_node_ip(), {**os.environ, **job.environment}
-            ),
+            interface=meeting.interface(master[0], self.get_node_ip()),
         )
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
         self.link = self.server.fork(assignment, listener)

@@ -117,7 +117,8 @@ def test_what_is_no_raw_file_is_told_from_one(tmp_path):
 
 
 def test_room_is_left_to_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "RESERVE", 1 << 60)
+    assert [32 << 20, 512 << 20, 1 << 30] == [raw.reserve(size << 20) for size in (64, 8192, 65536)]
+    monkeypatch.setattr(raw, "reserve", lambda size: size + 1)
     with pytest.raises(OSError) as caught:
         raw.write({"x": torch.ones(3)}, str(tmp_path / "state.raw"))
     assert errno.ENOSPC == caught.value.errno

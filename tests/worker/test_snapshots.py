@@ -56,6 +56,18 @@ def test_snapshots_cost_less_than_one_percent_of_the_time(clock, link):
     assert 2 * len(saved) < 0.005 * (clock[0] - begin), "and there are two that save"
 
 
+def test_a_start_that_takes_long_is_not_followed_by_a_snapshot_of_what_it_has_just_read(
+    clock, link
+):
+    saved, taken = snapshots_that_take_two_seconds(clock, link, None)
+    clock[0] += 60
+    taken.at_boundary(1)
+    assert not saved
+    clock[0] += snapshots.FIRST_SNAPSHOT_S
+    taken.at_boundary(2)
+    assert saved
+
+
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (40, [40, 80])])
 def test_snapshots_come_as_often_as_asked_for(every, expected, clock, link, sent):
     _, taken = snapshots_that_take_two_seconds(clock, link, every)
