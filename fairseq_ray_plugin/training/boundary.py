@@ -1,8 +1,9 @@
 """The training state of a rank at its last boundary, and the right to read it.
 
 A boundary is the moment between two updates, where the state is the same on every rank. From the
-end of an update to the optimizer step of the next one nothing of the state changes, so a second
-thread may save it even while the first is blocked in a collective whose other end is dead.
+end of an update to the optimizer step of the next one nothing of the state changes but the little
+of which `changing` has copies, so a second thread may save it even while the first is blocked in a
+collective whose other end is dead.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from fairseq import utils
+from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from fairseq_ray_plugin.activity import Activity, Logged
 from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import exact, state_file
+from fairseq_ray_plugin.training.changing import Changing
 from fairseq_ray_plugin.training.deposit import DUE, Plan
 from fairseq_ray_plugin.training.record import Points
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.training.steps import Steps
+from fairseq_ray_plugin.training.to_host import ToHost
 
 OPTIMIZER_ADDED = "optimizer_added"
 """Key in our part: fairseq would not have put the optimizer's state into a checkpoint."""
@@ -108,20 +109,29 @@ class StateKeeper:
         self._freezing = threading.Lock()  # who comes second has what the first one gets
         self._in_update = False
         self._frozen = False
+        self._to_host = ToHost()
+        self._changing: Changing | None = None
 
     # called by the training thread
 
     def attach(self, trainer: Any, boundary: Boundary) -> None:
         """The trainer has loaded its state: from now on it can be frozen."""
         optimizer_step, lr_step = trainer.task.optimizer_step, trainer.lr_step
+        steps = _Steps(trainer.optimizer)
 
         @functools.wraps(optimizer_step)
         def guarded_optimizer_step(*args: Any, **kwargs: Any) -> None:
-            if not self._in_update:  # AMP repeats an update from within
+            if not self._in_update:
                 self.steps.end("gradients")
                 self._gate.acquire()
                 self._in_update = True
+            steps.begin()
             optimizer_step(*args, **kwargs)
+            if not steps.were_made:
+                # gradients overflowed, and --amp makes the update again from within, with all its
+                # collectives: until then the state stays that of the last boundary
+                self._in_update = False
+                self._gate.release()
 
         @functools.wraps(lr_step)
         def recorded_lr_step(epoch: int, val_loss: float | None = None) -> float:
@@ -133,15 +143,24 @@ class StateKeeper:
 
         trainer.task.optimizer_step, trainer.lr_step = guarded_optimizer_step, recorded_lr_step
         with self._gate:
-            self.trainer, self.boundary = trainer, boundary
+            self._to_host.prepare()
+            self._changing = Changing(trainer)
+            self.trainer = trainer
+            self._is_now(boundary)
 
     def record(self, boundary: Boundary) -> None:
         """The state is that of `boundary`; blocks for ever where it has been frozen before."""
         if not self._in_update:
             self._gate.acquire()
-        self.boundary = boundary
+        self._is_now(boundary)
         self._in_update = False
         self._gate.release()
+
+    def _is_now(self, boundary: Boundary) -> None:
+        assert self._changing is not None
+        self._changing.record()
+        self._to_host.mark()
+        self.boundary = boundary
 
     def put_by(self, path: str) -> int:
         """Write the state at the boundary that training is at; returns its number of updates.
@@ -207,15 +226,17 @@ class StateKeeper:
         return self.boundary.update
 
     def _state(self, boundary: Boundary) -> dict[str, Any]:
-        with _side_stream():
+        assert self._changing is not None
+        with self._to_host.reading():
             self.trainer.consolidate_optimizer()
             state: dict[str, Any] = self.trainer.state_dict()
             # --no-save-optimizer-state is for checkpoints
             is_added = "last_optimizer_state" not in state
             if is_added:
                 state["last_optimizer_state"] = self.trainer.optimizer.state_dict()
-            state = utils.move_to_cpu(state)
-            left_out = utils.move_to_cpu(exact.collect(self.trainer))
+            left_out = exact.collect(self.trainer)
+            self._changing.put_back(state, left_out)
+            state, left_out = self._to_host.copy((state, left_out), self._changing.instead())
         state["extra_state"].update(
             train_iterator=boundary.iterator,
             val_loss=boundary.val_loss,
@@ -241,11 +262,24 @@ class StateKeeper:
         }
 
 
-@contextmanager
-def _side_stream() -> Iterator[None]:
-    """Copies from the GPU do not wait behind a collective that will never end."""
-    if torch.cuda.is_initialized():
-        with torch.cuda.stream(torch.cuda.Stream()):
-            yield
-    else:
-        yield
+class _Steps:
+    """Whether an optimizer has changed parameters since `begin`.
+
+    Of --amp that is known, where torch's scaler decides; any other always has.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.were_made = self._always = not isinstance(optimizer, AMPOptimizer)
+        if self._always:
+            return
+        step = optimizer.fp32_optimizer.step
+
+        @functools.wraps(step)
+        def told_step(*args: Any, **kwargs: Any) -> Any:
+            self.were_made = True
+            return step(*args, **kwargs)
+
+        optimizer.fp32_optimizer.step = told_step
+
+    def begin(self) -> None:
+        self.were_made = self._always

@@ -26,9 +26,10 @@ def collect(trainer: Any, with_params: bool = True) -> dict[str, Any]:
     scaler = getattr(optimizer, "scaler", None)
     if hasattr(scaler, "state_dict"):  # torch's, with --amp
         state["scaler"] = scaler.state_dict()
+        state["amp_retries"] = trainer._amp_retries
     elif scaler is not None:
         # its counters; its window may depend on the world size
-        state["scaler"] = {k: v for k, v in vars(scaler).items() if k.startswith("_")}
+        state["scaler"] = {k: v for k, v in scaler_of(optimizer).items() if k.startswith("_")}
     if trainer.cfg.ema.store_ema:
         state["ema_counter"] = trainer.ema.update_freq_counter
     return state
@@ -48,10 +49,20 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
     if hasattr(scaler, "load_state_dict"):
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
+        # of overflows in a row, as fairseq has it: an update that succeeds does not end the row
+        trainer._amp_retries = state.get("amp_retries", 0)
     elif scaler is not None:
         vars(scaler).update(state.get("scaler", {}))
     if trainer.cfg.ema.store_ema:
         trainer.ema.update_freq_counter = state.get("ema_counter", 0)
+
+
+def scaler_of(optimizer: Any) -> dict[str, Any]:
+    """The scale and the counters of fairseq's loss scaler; nothing where there is none."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None:
+        return {}
+    return {k: v for k, v in vars(scaler).items() if k.startswith("_") or k == "loss_scale"}
 
 
 def _full_precision(optimizer: Any) -> list[torch.Tensor]:

@@ -7,13 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fairseq.criterions import FairseqCriterion
-from fairseq.dataclass.configs import FairseqConfig
-from fairseq.logging import metrics
-from fairseq.models import BaseFairseqModel
-from fairseq.tasks import FairseqTask
-from fairseq.trainer import Trainer
-from omegaconf import OmegaConf
+import trainers
+from trainers import train
 
 from fairseq_ray_plugin.training import raw
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
@@ -27,48 +22,9 @@ A_WHILE_S = 0.1
 """In which a thread that nothing stops would be done a hundred times."""
 
 
-class Line(BaseFairseqModel):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(100, 1)
-
-    def forward(self, x):
-        return self.linear(x)
-
-
-class Task(FairseqTask):
-    target_dictionary = None
-
-    def reduce_metrics(self, logging_outputs, criterion):
-        pass
-
-
-class Square(FairseqCriterion):
-    def forward(self, model, sample):
-        return model(sample["x"]).square().sum(), 1, {}
-
-    @staticmethod
-    def logging_outputs_can_be_summed():
-        return True
-
-
 @pytest.fixture
 def trainer():
-    cfg = OmegaConf.structured(FairseqConfig())
-    OmegaConf.set_struct(cfg, False)
-    cfg.common.cpu = True
-    cfg.optimization.lr = [0.1]
-    cfg.optimizer = {
-        **{"_name": "adam", "adam_betas": "(0.9, 0.999)", "adam_eps": 1e-8},
-        **{"lr": [0.1], "weight_decay": 0.0, "use_old_adam": False},
-    }
-    cfg.lr_scheduler = {
-        **{"_name": "reduce_lr_on_plateau", "lr": [0.1], "lr_shrink": 0.5, "lr_threshold": 0.0},
-        **{"lr_patience": 0, "warmup_updates": 0, "warmup_init_lr": -1},
-        **{"maximize_best_checkpoint_metric": False},
-    }
-    task = Task(None)
-    return Trainer(cfg, task, Line(), Square(task))
+    return trainers.make()
 
 
 @pytest.fixture
@@ -84,15 +40,6 @@ def others():
     """Other threads."""
     with ThreadPoolExecutor() as others:
         yield others
-
-
-def train(trainer, keeper, num_updates=1):
-    """Updates, as fairseq's loop makes them."""
-    for _ in range(num_updates):
-        with metrics.aggregate(new_root=True):
-            trainer.train_step([{"x": torch.ones(1, 100)}])
-        update = trainer.get_num_updates()
-        keeper.record(Boundary(update, {"position": update}))
 
 
 def stays(function, *arguments):

@@ -9,6 +9,7 @@ import types
 from multiprocessing import Pipe
 
 import pytest
+import torch
 
 from fairseq_ray_plugin.assignment import Holding, Write
 from fairseq_ray_plugin.checkpoints import claim_places
@@ -30,7 +31,14 @@ def keeper():
     """That of a rank after its update 6."""
     keeper = StateKeeper(0, 1)
     task = types.SimpleNamespace(optimizer_step=lambda: None)
-    trainer = types.SimpleNamespace(task=task, lr_step=lambda epoch, val_loss: None)
+    module, optimizer = torch.nn.Module(), types.SimpleNamespace()
+    trainer = types.SimpleNamespace(
+        task=task,
+        lr_step=lambda epoch, val_loss: None,
+        model=module,
+        criterion=module,
+        optimizer=optimizer,
+    )
     keeper.attach(trainer, Boundary(6, {}))
     return keeper
 
