@@ -25,6 +25,9 @@ class Job:
     restart_epoch: bool
     """A training iterator without positions for all world sizes is acceptable."""
 
+    drops_batches: bool = True
+    """Training may go on without a mini-batch that is too large for a GPU's memory."""
+
     snapshot_updates: int | None
     """Updates between snapshots, 0 for none; None: so that they cost little."""
 
@@ -95,6 +98,7 @@ class Assignment(Role):
 
     groups: tuple[int, ...] | None
     restart_epoch: bool
+    drops_batches: bool = True
     threads: int
     user_dir: str | None
     """Where this node has the user's --user-dir."""

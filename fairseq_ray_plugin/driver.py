@@ -227,7 +227,9 @@ class Driver:
         match action:
             case Log(event):
                 self._write(event)
-                logger.info("%s", _tell(event, self.cluster))
+                is_loss = event.kind is journal.EventKind.OUT_OF_MEMORY
+                level = logging.WARNING if is_loss else logging.INFO
+                logger.log(level, "%s", _tell(event, self.cluster))
             case End():
                 self.end = action
             case _:

@@ -27,6 +27,7 @@ from fairseq_ray_plugin.options import (
     add_ray_args,
     last_checkpoint,
     mini_batches_per_update,
+    refuse_sharded_states,
 )
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.worker import terminal, user_code
@@ -242,6 +243,7 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
                 config.fix_batch_size, cfg.dataset.batch_size, cfg.dataset.max_tokens
             )
         _refuse_lost_positions(cfg, config)
+        refuse_sharded_states(cfg.distributed_training)
         # all are, here; and fairseq's way leaves out all but the first of a checkpoint's names
         cfg.checkpoint.write_checkpoints_asynchronously = False
         save_dir = cfg.checkpoint.save_dir
@@ -330,6 +332,7 @@ def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job
         cfg=pickle.dumps(cfg),
         groups=groups,
         restart_epoch=config.restart_epoch,
+        drops_batches=config.fix_batch_size is None or config.allow_dropped_batches,
         snapshot_updates=config.snapshot_updates,
         threads=config.cpus_per_worker,
         working_dir=os.getcwd(),

@@ -43,6 +43,9 @@ class ElasticConfig:
     Always set where there can be no other size.
     """
 
+    allow_dropped_batches: bool = False
+    """With a fixed batch size, too, training goes on without a mini-batch that is too large."""
+
     cpu: bool = False
     """A slot is `cpus_per_worker` CPUs instead of one GPU."""
 
@@ -69,6 +72,7 @@ class ElasticConfig:
             max_failures=args.ray_max_failures,
             hang_timeout=args.ray_hang_timeout,
             snapshot_updates=args.ray_snapshot_updates,
+            allow_dropped_batches=args.ray_allow_dropped_batches,
             restart_epoch=args.ray_restart_epoch or args.ray_min_workers == args.ray_max_workers,
         )
 
@@ -157,6 +161,13 @@ def add_ray_args(
         "of workers (--grouped-shuffling, --fix-batches-to-gpus, streaming data sets), which is "
         "refused otherwise",
     )
+    group.add_argument(
+        "--ray-allow-dropped-batches",
+        action="store_true",
+        help="with --fix-batch-size, too, go on without a mini-batch that is too large for a GPU's "
+        "memory, as fairseq-train does; by default that is a failure, since the update would be "
+        "another one",
+    )
     return group
 
 
@@ -187,6 +198,27 @@ def mini_batches_per_update(
                 f"take {near}"
             )
     return tuple(total // per_mini_batch for total in fix_batch_size)
+
+
+def refuse_sharded_states(distributed: Any) -> None:
+    """What only one rank has is lost with it, and how it is cut depends on the number of ranks.
+
+    Args:
+        distributed: fairseq's DistributedTrainingConfig.
+
+    Raises:
+        ValueError: each rank would have a part of the state; the message names the option.
+    """
+    for option, given in (
+        ("--ddp-backend fully_sharded", distributed.ddp_backend == "fully_sharded"),
+        ("--zero-sharding os", distributed.zero_sharding == "os"),
+    ):
+        if given:
+            raise ValueError(
+                f"{option} gives each rank a part of the state that no other has, which is lost "
+                "when its worker is, and does not fit another number of workers: leave it out, or "
+                "train with fairseq-train"
+            )
 
 
 def last_checkpoint(checkpoint: Any) -> str:

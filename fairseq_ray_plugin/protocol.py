@@ -44,7 +44,7 @@ class Copy:
     place: HeldBy | InMemory | InSaveDir
 
 
-# What a rank says. Clocks are its own: only differences mean something.
+# What a rank says. Clocks are its own, in seconds: only differences mean something.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Advanced:
 
     update: int
     at: float
-    """Seconds."""
-
     steps: tuple[tuple[str, float], ...] = ()
     """With the first one: what the rank did up to it, in order, and the seconds of each."""
 
@@ -74,7 +72,6 @@ class Doing:
 
     activity: Activity
     at: float
-    """Seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +105,14 @@ class NoSnapshot:
     """The state could not be put by; training goes on."""
 
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfMemory:
+    """A mini-batch was too large for its GPU: training went on without it, or tried it again."""
+
+    update: int
+    dropped: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +214,7 @@ RankMessage = (
     | Delayed
     | Snapshot
     | NoSnapshot
+    | OutOfMemory
     | Held
     | Raised
     | Refusal

@@ -59,6 +59,7 @@ def test_help_has_fairseqs_options_and_ours():
             "--arch insertion_transformer needs fairseq's libnat",
         ),
         (("--grouped-shuffling",), "--grouped-shuffling orders the data by the number of workers"),
+        (("--zero-sharding", "os"), "--zero-sharding os gives each rank a part of the state"),
         (("--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
     ],
 )

@@ -1,10 +1,16 @@
 """Options are refused before anything starts, and the message names option and value."""
 
 import argparse
+import contextlib
 
 import pytest
 
-from fairseq_ray_plugin.options import ElasticConfig, add_ray_args, mini_batches_per_update
+from fairseq_ray_plugin.options import (
+    ElasticConfig,
+    add_ray_args,
+    mini_batches_per_update,
+    refuse_sharded_states,
+)
 
 
 def parse(*arguments: str) -> ElasticConfig:
@@ -44,6 +50,21 @@ def test_a_wrong_value_is_refused_by_name(option, value, capsys):
 def test_contradictory_limits_are_refused():
     with pytest.raises(ValueError, match="--ray-min-workers 3 .* --ray-max-workers 2"):
         parse("--ray-min-workers", "3", "--ray-max-workers", "2")
+
+
+@pytest.mark.parametrize(
+    ("backend", "sharding", "named"),
+    [
+        ("fully_sharded", "none", "--ddp-backend fully_sharded"),
+        ("legacy_ddp", "os", "--zero-sharding os"),
+        ("pytorch_ddp", "none", ""),
+    ],
+)
+def test_states_of_which_each_rank_has_a_part_are_refused(backend, sharding, named):
+    distributed = argparse.Namespace(ddp_backend=backend, zero_sharding=sharding)
+    expected = pytest.raises(ValueError, match=f"^{named}.*is lost when its worker is")
+    with expected if named else contextlib.nullcontext():
+        refuse_sharded_states(distributed)
 
 
 def test_a_batch_is_counted_in_sentences_or_else_in_tokens():

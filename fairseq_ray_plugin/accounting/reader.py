@@ -92,6 +92,8 @@ class _Reader:
                 generation.stopping = at
             case "stopped":
                 self._stopped(line, update)
+            case "out of memory" if line.get("dropped"):
+                self.story.dropped += 1
             case "stacks" if generation is not None:
                 self.stacks.append(line)
         self.best = max(self.best, update)

@@ -146,6 +146,9 @@ class Story:
     stops: list[Stop] = dataclasses.field(default_factory=list)
     slots: list[Slot] = dataclasses.field(default_factory=list)
     points: list[Point] = dataclasses.field(default_factory=list)
+    dropped: int = 0
+    """Mini-batches that training went on without, for lack of a GPU's memory."""
+
     events: list[Line] = dataclasses.field(default_factory=list)
     """The lines themselves, by time."""
 

@@ -47,6 +47,7 @@ from fairseq_ray_plugin.protocol import (
     NoSnapshot,
     Notice,
     Observation,
+    OutOfMemory,
     Publish,
     Raised,
     RankMessage,
@@ -268,6 +269,10 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
         case NoSnapshot(reason) if not s.state.told_of_full_memory:
             s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
+        case OutOfMemory(update, dropped):
+            what = "went on without a mini-batch" if dropped else "tried a mini-batch again"
+            text = f"{s.describe(name)} {what} that was too large for its GPU"
+            s.log(EventKind.OUT_OF_MEMORY, text, update, node=node, dropped=dropped)
         case Checkpointed(update, path):
             stopping.is_checkpoint(s, Copy(update, InSaveDir(path)))
         case Delayed():

@@ -38,6 +38,8 @@ def show(told: Account, save_dir: str, console: Console) -> None:
 def _figures(told: Account) -> Table:
     table = Table.grid(padding=(0, 2))
     num_starts = len(told.story.starts)
+    dropped = told.story.dropped
+    lost = [("mini-batches dropped", str(dropped), "too large for a GPU's memory")]
     redone = "undone with their state, and done again" if told.updates_redone else ""
     for name, value, more in (
         ("updates", str(told.updates), ""),
@@ -47,6 +49,7 @@ def _figures(told: Account) -> Table:
         ("failures", words.failures(told), ""),
         ("recovery", words.recovery(told), "without waiting for room"),
         ("updates redone", str(told.updates_redone), redone),
+        *(lost if dropped else ()),
     ):
         table.add_row(name, Text(value, "bold"), Text(more, "dim"))
     return table

@@ -38,6 +38,7 @@ class EventKind(enum.Enum):
     LEFT_OUT = "left out", "training fails on a node again and again, and goes on without it"
     UNFIT = "unfit", "a worker did not start"
     REMOVED = "removed", "a worker was let go that did not start, or does not answer"
+    OUT_OF_MEMORY = "out of memory", "a mini-batch was too large for a GPU: was it dropped"
     UNSAVED = "unsaved", "a state could not be written"
     SPARE = "spare", "there is room for more workers than have something to do"
     FINISHED = "finished", "the run is over: training came to its end"
@@ -131,7 +132,7 @@ def summary(events: Iterable[Mapping[str, Any]]) -> str:
     A stop's cost is the time from it to the end of the first update of the next generation.
     """
     sizes: list[int] = []
-    stops = 0
+    stops = dropped = 0
     lost = 0.0
     stopped_at: float | None = None
     update = 0
@@ -145,5 +146,8 @@ def summary(events: Iterable[Mapping[str, Any]]) -> str:
         elif event["kind"] == "advanced" and stopped_at is not None:
             lost += event["time"] - stopped_at
             stopped_at = None
+        elif event["kind"] == "out of memory" and event.get("dropped"):
+            dropped += 1
     world = " -> ".join(map(str, sizes)) or "none"
-    return f"{update} updates; workers {world}; {stops} restarts took {lost:.1f} s in all"
+    text = f"{update} updates; workers {world}; {stops} restarts took {lost:.1f} s in all"
+    return text + (f"; {dropped} mini-batches were dropped for lack of memory" if dropped else "")

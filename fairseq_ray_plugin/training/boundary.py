@@ -65,6 +65,8 @@ class StateKeeper:
         on_hold: called with the number of updates when training comes to rest because
             `hold_requested` is set.
         on_checkpoint: called with path and updates after each checkpoint this rank wrote.
+        on_out_of_memory: called where training goes on after a mini-batch that was too large for
+            the GPU, with the number of updates, and whether it was dropped.
         on_due: called with the updates of a checkpoint that is due, and what puts it by in a path;
             returns whether there was room.
     """
@@ -80,12 +82,14 @@ class StateKeeper:
         on_rest: Callable[[], None] = lambda: None,
         on_hold: Callable[[int], None] = lambda update: None,
         on_checkpoint: Callable[[str, int], None] = lambda path, update: None,
+        on_out_of_memory: Callable[[int, bool], None] = lambda update, dropped: None,
         on_due: Callable[[int, Callable[[str], object]], bool] = lambda update, put_by: False,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.on_boundary, self.on_doing = on_boundary, on_doing
         self.on_step, self.on_logged, self.on_rest = on_step, on_logged, on_rest
         self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
+        self.on_out_of_memory = on_out_of_memory
         self.steps = Steps()
         self.hold_requested = threading.Event()
         self.asked = 0

@@ -36,6 +36,7 @@ from fairseq_ray_plugin.protocol import (
     Finished,
     Held,
     Hold,
+    OutOfMemory,
     Raised,
     Refusal,
     Saved,
@@ -47,6 +48,7 @@ from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import is_peer_error, join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
+from fairseq_ray_plugin.training.out_of_memory import add_out_of_memory_hook
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.worker import snapshots, terminal
@@ -115,6 +117,7 @@ def train_rank(
     keeper.on_step = functools.partial(progress.turn_to, "training")
     keeper.on_due, keeper.on_logged = deposits.add, progress.logged
     keeper.on_rest = end_properly
+    keeper.on_out_of_memory = lambda update, dropped: link.send(OutOfMemory(update, dropped))
     keeper.on_hold = lambda update: link.send(Held(update, keeper.asked, progress.tally()))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
     told = (connection, link, keeper, deposits, progress)
@@ -161,6 +164,7 @@ def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateK
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
     add_checkpoint_hook(keeper, history, assignment.restore)
+    add_out_of_memory_hook(assignment.drops_batches, keeper.on_out_of_memory)
     add_beginning_hook(assignment)
     terminal.show_bar()
     if assignment.world_size > 1:

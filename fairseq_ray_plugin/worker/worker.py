@@ -237,6 +237,7 @@ class Worker:
             master=master,
             groups=job.groups,
             restart_epoch=job.restart_epoch,
+            drops_batches=job.drops_batches,
             threads=job.threads,
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,

@@ -890,3 +890,16 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
     assert statistics.median(settling) < 5
     assert statistics.median(raising) < 20
     assert stop < 20, "ten thousand orders"
+
+
+def test_a_mini_batch_that_was_dropped_is_in_the_journal_whichever_rank_says_so():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1}, update=7)
+    cluster.see(cluster.says("worker-1", protocol.OutOfMemory(7, dropped=True)))
+    cluster.see(cluster.says("worker-0", protocol.OutOfMemory(9, dropped=False)))
+    dropped, tried = [e for e in cluster.events if e.kind.value == "out of memory"]
+    assert (7, True, 9, False) == (
+        *(dropped.update, dropped.details["dropped"]),
+        *(tried.update, tried.details["dropped"]),
+    )
+    assert "went on without a mini-batch" in dropped.cause and "again" in tried.cause

@@ -16,6 +16,7 @@ from fairseq_ray_plugin.accounting.account import account
 from fairseq_ray_plugin.checkpoints import stores
 from fairseq_ray_plugin.page import charts, command, terminal, trace, words
 from fairseq_ray_plugin.page import html as html_page
+from fairseq_ray_plugin.report import journal
 
 
 def a_run():
@@ -65,6 +66,15 @@ class Reader(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_what_was_dropped_for_lack_of_memory_is_told_where_there_was_any():
+    made = a_run()
+    assert "dropped" not in said(account(made.lines))
+    for dropped in (True, False, True):
+        made.write("out of memory", dropped=dropped)
+    assert re.search(r"mini-batches dropped +2 ", said(account(made.lines)))
+    assert "2 mini-batches were dropped" in journal.summary(made.lines)
 
 
 def test_the_terminal_says_where_the_time_went_and_whose_the_failures_are():
