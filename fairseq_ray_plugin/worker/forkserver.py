@@ -34,7 +34,7 @@ from fairseq_ray_plugin.assignment import (
     WriteCheckpoint,
 )
 from fairseq_ray_plugin.protocol import Ready, Unfit
-from fairseq_ray_plugin.worker import evidence
+from fairseq_ray_plugin.worker import evidence, fresh
 
 Task = Assignment | WriteCheckpoint
 
@@ -67,8 +67,8 @@ def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
     _serve(connection, run)
 
 
-def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lambda: None) -> Run:
-    """All that training needs is imported, task and model are made, the configuration complete."""
+def import_fairseq(preload: Preload) -> Any:
+    """All that training needs is imported; returns its configuration, which is complete."""
     if os.path.isdir(preload.working_dir):
         os.chdir(preload.working_dir)
     sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
@@ -78,21 +78,14 @@ def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lamb
 
     compat.apply()
     import fairseq_cli.train
-    import torch
-    import torch._dynamo
     from omegaconf import OmegaConf
 
-    from fairseq_ray_plugin.training import inherited
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
 
     if preload.user_dir is not None:
         from fairseq.utils import import_user_module
 
         import_user_module(argparse.Namespace(user_dir=preload.user_dir))
-    if torch.cuda.is_initialized():
-        raise RuntimeError(
-            f"importing {preload.user_dir} starts CUDA; it must not before training begins"
-        )
     cfg = pickle.loads(preload.cfg)
     # fairseq does this as training begins; it takes 40 ms, and fails the second time. It leaves
     # the configuration open, but what comes before it there needs one in which a name that is
@@ -100,7 +93,17 @@ def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lamb
     fairseq_cli.train.add_defaults(cfg)
     OmegaConf.set_struct(cfg, True)
     fairseq_cli.train.add_defaults = lambda cfg: OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lambda: None) -> Run:
+    """All is imported, and task and model are made, if ranks can be forked that use CUDA."""
+    cfg = import_fairseq(preload)
     say_imported()
+    if (reason := fresh.why_not_forked(preload.user_dir)) is not None:
+        return functools.partial(_run_afresh, preload, reason)
+    from fairseq_ray_plugin.training import inherited
+
     made: inherited.Inherited | inherited.NotInherited
     try:
         made = inherited.make(cfg)
@@ -122,6 +125,18 @@ def _run(cfg: Any, made: Any, task: Task, connection: Connection, listener: int 
         case Assignment():
             rank.train_rank(cfg, made, task, connection, listener)
         case WriteCheckpoint():
+            writer.write_checkpoint(task, connection)
+
+
+def _run_afresh(
+    preload: Preload, reason: str, task: Task, connection: Connection, listener: int | None
+) -> None:
+    from fairseq_ray_plugin.worker import writer
+
+    match task:
+        case Assignment():
+            fresh.become(preload, reason, task, connection, listener)
+        case WriteCheckpoint():  # which uses no GPU
             writer.write_checkpoint(task, connection)
 
 
@@ -224,18 +239,23 @@ def _become(
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # its own children end on SIGTERM as ever: so it is not ignored, nothing follows from it
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         for fd in pipe:
             os.close(fd)
         server.close()
-        _die_with_parent()
+        behave_as_child()
         run(task, Connection(link), listener)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def behave_as_child() -> None:
+    """It ends with its server, and not by a signal to the whole group."""
+    # its own children end on SIGTERM as ever: so it is not ignored, nothing follows from it
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

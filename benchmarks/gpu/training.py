@@ -1,0 +1,150 @@
+"""Real `fairseq-ray-train` on the GPU of this machine, by itself and with kills."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import data
+import recovery_at_size
+import runs
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+HAS_GPU = torch.cuda.is_available()
+LIMIT_S = 400
+"""For one run."""
+
+PRECISION = ("--fp16", "--fp16-init-scale", "4") if HAS_GPU else ()
+TRAINING = (
+    *("--task", "masked_lm", "--criterion", "masked_lm", "--sample-break-mode", "complete"),
+    *("--optimizer", "adam", "--lr", "1e-4", "--lr-scheduler", "inverse_sqrt", "--seed", "7"),
+    *("--warmup-updates", "50", "--log-format", "json", "--log-interval", "1"),
+    *("--disable-validation", "--no-save", "--ray-snapshot-updates", "0"),
+    *("--ray-max-workers", "1", "--num-workers", "1"),
+)
+SMALL = (
+    *("--arch", "roberta_base", "--encoder-layers", "2", "--encoder-attention-heads", "2"),
+    *("--encoder-embed-dim", "64", "--encoder-ffn-embed-dim", "128"),
+    *("--tokens-per-sample", "64", "--batch-size", "4", "--fix-batch-size", "8"),
+)
+LARGE = ("--tokens-per-sample", "512", "--batch-size", "8", "--fix-batch-size", "8")
+FIRST, EVERY, KILLS = 10, 10, 4
+
+
+def text(folder: Path) -> Path:
+    """Python's own manual, binarized: no network is needed."""
+    prepare = ROOT / "examples" / "roberta" / "preprocess.py"
+    subprocess.run([sys.executable, prepare, "--dest-dir", folder], check=True)
+    return folder
+
+
+def train(model: tuple[str, ...], updates: int, *options: str, kills=(), user_dir=None) -> dict:
+    """A run of one worker, with a rank killed at each of the updates `kills`."""
+    with tempfile.TemporaryDirectory(prefix="frp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        os.environ["RAY_TMPDIR"] = name
+        on = () if HAS_GPU else ("--cpu", "--distributed-backend", "gloo")
+        user = ("--user-dir", user_dir) if user_dir else ()
+        run = runs.ray_train(
+            folder / "run",
+            text(folder / "text"),
+            [*model, *on, *TRAINING],
+            *("--max-update", str(updates), *options, *user),
+            faults=[
+                {"rank": 0, "update": at, "where": "all_reduce", "what": "SIGKILL"} for at in kills
+            ],
+        )
+        try:
+            run.wait(LIMIT_S)
+        finally:
+            if run.process.poll() is None:
+                run.process.kill()
+        return figures(run, updates, kills)
+
+
+def figures(run, updates: int, kills) -> dict:
+    steps = run.steps()
+    assert steps and steps[-1]["update"] == updates, run.tail()
+    recovery = []
+    for number in range(len(kills)):
+        at = float((run.records / f"fired_{number}").read_text().split()[0])
+        recovery.append(round(next(s["time"] for s in steps if s["time"] > at) - at, 2))
+    advanced = [line["steps"] for line in run.events("advanced")]
+    return {
+        "updates": len({step["update"] for step in steps}),
+        "redone": run.redone(),
+        "update_s": round(statistics.median(recovery_at_size.update_times(steps)), 3),
+        "recovery_s": recovery,
+        "first_start_steps_s": advanced[0],
+        "restart_steps_s": recovery_at_size.medians(advanced[1:]) if kills else {},
+        "last_loss": run.losses()[-1],
+        "out_of_memory": len(run.events("out of memory")),
+        "said_of_interpreters": run.output.count("no forked process could use"),
+    }
+
+
+def run_with_kills() -> dict:
+    """11: RoBERTa base in fp16 with kills (a small model on CPUs): nothing is redone."""
+    kills = [FIRST + EVERY * number for number in range(KILLS)]
+    model = ("--arch", "roberta_base", *LARGE) if HAS_GPU else SMALL
+    result = train(model, kills[-1] + EVERY, *PRECISION, kills=kills)
+    assert (result["redone"], result["out_of_memory"]) == (0, 0), result
+    return result
+
+
+def recovery(arch: str) -> dict:
+    kills = [FIRST, FIRST + EVERY]
+    return train(("--arch", arch, *LARGE), kills[-1] + EVERY, *PRECISION, kills=kills)
+
+
+def recovery_base() -> dict:
+    """8: what a killed rank of RoBERTa base costs, by steps."""
+    return recovery("roberta_base")
+
+
+def recovery_large() -> dict:
+    """8: what a killed rank of RoBERTa large costs, by steps."""
+    return recovery("roberta_large")
+
+
+def bf16() -> dict:
+    """9: --bf16 trains."""
+    return train(SMALL, 10, "--bf16")
+
+
+def starts_cuda_early() -> dict:
+    """7: a --user-dir that touches CUDA on import trains, each rank in a new interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "early"
+        package.mkdir()
+        code = f"import sys; sys.path.append({str(runs.TESTS)!r})\nimport recorder, torch\n"
+        (package / "__init__.py").write_text(code + "torch.zeros(1).cuda()\n")
+        result = train(SMALL, 20, kills=[8], user_dir=package)
+    assert result["said_of_interpreters"] == 1, result
+    return result
+
+
+def exact() -> dict:
+    """10: the tests of states that return bit for bit, on this device."""
+    tests = ("tests/training/test_exact.py", "tests/training/test_to_host.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *tests],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=data.environment(),
+    )
+    last = done.stdout.strip().splitlines()[-1:]
+    assert done.returncode == 0, done.stdout[-3000:]
+    return {"pytest": "".join(last)}
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (exact, bf16, starts_cuda_early, run_with_kills, recovery_base, recovery_large)
+}
+
+ALSO_ON_CPU = ("exact", "bf16", "run_with_kills")

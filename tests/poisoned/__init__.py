@@ -1,0 +1,14 @@
+"""A user's own --user-dir that starts CUDA on import, as some libraries do; and the recorder.
+
+There is no GPU where tests run: torch only says what it would say then. In the process that imports
+this CUDA can be used, and in none that is forked from it.
+"""
+
+import os
+
+import recorder  # noqa: F401
+import torch
+
+_STARTED_IN = os.getpid()
+
+torch.cuda._is_in_bad_fork = lambda: os.getpid() != _STARTED_IN
