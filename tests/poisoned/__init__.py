@@ -5,10 +5,14 @@ this CUDA can be used, and in none that is forked from it.
 """
 
 import os
+import time
 
-import recorder  # noqa: F401
+import recorder
 import torch
 
 _STARTED_IN = os.getpid()
 
 torch.cuda._is_in_bad_fork = lambda: os.getpid() != _STARTED_IN
+
+if recorder.FOLDER:
+    recorder.write({"kind": "imported", "pid": os.getpid(), "time": time.time()})
