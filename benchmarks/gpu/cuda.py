@@ -22,6 +22,7 @@ DEAD_S = 150
 
 def occupy(seconds: float) -> None:
     """The GPU's default stream is busy for at least so long."""
+    torch.cuda._sleep(1000)
     torch.cuda.synchronize()
     begin = time.perf_counter()
     torch.cuda._sleep(10**8)
