@@ -33,7 +33,7 @@ SMALL = (
 )
 LARGE = ("--tokens-per-sample", "512", "--batch-size", "8", "--fix-batch-size", "8")
 KILLS = (11, 21)
-"""Updates that are under way when the rank is killed: a node that fails a third time is left out."""
+"""Updates under way when the rank is killed: a node that fails a third time is left out."""
 
 NUM_UPDATES = 30
 
