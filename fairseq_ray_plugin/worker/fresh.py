@@ -13,11 +13,16 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from fairseq_ray_plugin.assignment import Assignment, Preload
+from fairseq_ray_plugin.assignment import Assignment, Holding, Preload
+from fairseq_ray_plugin.protocol import Held, Hold
+
+LOOK_S = 0.05
+"""How often is looked whether everything is imported."""
 
 
 def why_not_forked(user_dir: str | None) -> str | None:
@@ -66,6 +71,23 @@ def _folder_of_package() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(fairseq_ray_plugin.__file__)))
 
 
+def answer(connection: Connection, is_imported: threading.Event) -> None:
+    """For the worker, until everything is imported; or for ever, once the rank was told to hold.
+
+    There is no state yet; but who says nothing is taken for hung, and killed.
+    """
+    is_held = False
+    while is_held or not is_imported.is_set():
+        try:
+            order = connection.recv() if connection.poll(LOOK_S) else None
+            if isinstance(order, Hold):
+                is_held = True
+                connection.send(Holding())
+                connection.send(Held(None, order.generation))
+        except (EOFError, OSError):
+            os._exit(1)  # the worker is gone
+
+
 def main() -> None:
     """What `become` has started."""
     try:
@@ -76,7 +98,12 @@ def main() -> None:
 
         forkserver.behave_as_child()
         connection = Connection(link)
+        is_imported = threading.Event()
+        answers = threading.Thread(target=answer, args=(connection, is_imported), daemon=True)
+        answers.start()
         cfg = forkserver.import_fairseq(preload)
+        is_imported.set()
+        answers.join()
         from fairseq_ray_plugin.training.inherited import NotInherited
         from fairseq_ray_plugin.worker import rank
 
