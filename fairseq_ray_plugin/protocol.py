@@ -130,11 +130,9 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-    """An exception, as it travels."""
+    """An exception, as it travels: the name of its type, and what it says."""
 
     kind: str
-    """Its type's name."""
-
     message: str
     traceback: str = ""
     """Of a cause alone, not of the effect of another rank's failure."""
