@@ -246,6 +246,8 @@ class Driver:
         try:
             for event in events():
                 self._write(event)
+                if event.kind not in journal.QUIET:
+                    logger.info("%s", _tell(event, self.cluster))
         except Exception as error:
             self._complain("the account of the run is not complete", error)
 

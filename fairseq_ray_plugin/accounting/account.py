@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fairseq_ray_plugin.accounting.reader import read
+from fairseq_ray_plugin.accounting.slowest import SlowRank, slowest
 from fairseq_ray_plugin.accounting.spent import LOST, Spent
 from fairseq_ray_plugin.accounting.story import Stop, Story
 
@@ -46,6 +47,9 @@ class Account:
 
     nodes: Sequence[Blame]
     """Those on which failures began, the dearest first."""
+
+    slowest: Sequence[SlowRank]
+    """Ranks that the others waited for."""
 
     @property
     def goodput(self) -> float:
@@ -101,6 +105,7 @@ def account(lines: Iterable[Any]) -> Account:
         updates_redone=sum(g.num_redone for g in story.generations),
         causes=_blame((stop.kind, stop) for stop in story.stops),
         nodes=_blame((s.node, s) for s in story.stops if s.node and not s.planned),
+        slowest=slowest(story.events),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 from fairseq_ray_plugin.accounting.account import Account
+from fairseq_ray_plugin.accounting.slowest import SlowRank
 from fairseq_ray_plugin.accounting.spent import Spent
 
 
@@ -78,3 +79,15 @@ def failures(told: Account) -> str:
     if told.between_failures_s is None:
         return "none"
     return f"{len(told.failures)}, one every {duration(told.between_failures_s)}"
+
+
+def slow(there: SlowRank) -> tuple[str, ...]:
+    """Node, rank, what a mini-batch took it, the part that was data, over the median, named."""
+    return (
+        there.node[:12],
+        str(there.rank),
+        f"{there.seconds:.3g} s",
+        share(there.data, there.seconds),
+        f"{100 * (there.ratio - 1):.0f}%",
+        f"{there.num_named} times" if there.num_named else "-",
+    )

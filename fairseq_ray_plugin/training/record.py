@@ -169,7 +169,7 @@ def _kept(
         look = {n: getattr(inner, n) for n in ("epoch", "prefix", "i", "size") if hasattr(inner, n)}
         points.add(Point(way, tag, at, there, look))
         if tag == INNER:
-            on_logged(Logged(at, _number(there.get("loss")), _number(there.get("lr"))))
+            on_logged(Logged(at, *(_number(there.get(name)) for name in ("loss", "lr", "bsz"))))
         return result
 
     return log

@@ -74,7 +74,7 @@ def two():
     there.step(after=2).start()
     assert ("worker-0", "worker-1") == there.state.ranks
     there.hear("worker-0", Advanced(1, 0.0, tally=Tally(loading=0.5, training=0.5)), after=1)
-    tally = Tally(loading=0.5, training=9.5, logged=Logged(10, 3.5, 1e-4))
+    tally = Tally(loading=0.5, training=9.5, logged=Logged(10, 3.5, 1e-4, 64.0))
     return there.hear("worker-0", Advanced(10, 9.0, tally=tally), after=9)
 
 
@@ -86,7 +86,7 @@ def test_who_is_there_and_which_generation_is_told_to_start_is_written_down(two)
     assert (["worker-0", "worker-1"], None) == (begin["workers"], begin["from"])
     progress = two.kinds("progress")[-1]
     assert (10, 9.5) == (progress["update"], progress["seconds"]["training"])
-    assert {"update": 10, "loss": 3.5, "lr": 1e-4} == progress["logged"]
+    assert {"update": 10, "loss": 3.5, "lr": 1e-4, "samples": 64.0} == progress["logged"]
 
 
 def test_a_stop_is_written_down_with_what_the_survivor_says_of_its_time(two):
