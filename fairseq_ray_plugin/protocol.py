@@ -84,6 +84,11 @@ class Checkpointed:
 
     update: int
     path: str
+    seconds: float | None = dataclasses.field(default=None, compare=False)
+    """That it took; None: not known."""
+
+    num_bytes: int | None = dataclasses.field(default=None, compare=False)
+    """Of one file; None: not known."""
 
 
 @dataclasses.dataclass(frozen=True)

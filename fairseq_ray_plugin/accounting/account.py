@@ -10,7 +10,7 @@ from typing import Any
 
 from fairseq_ray_plugin.accounting.reader import read
 from fairseq_ray_plugin.accounting.slowest import SlowRank, slowest
-from fairseq_ray_plugin.accounting.spent import LOST, Spent
+from fairseq_ray_plugin.accounting.spent import LOST, Spent, goodput
 from fairseq_ray_plugin.accounting.story import Stop, Story
 
 
@@ -54,9 +54,7 @@ class Account:
     @property
     def goodput(self) -> float:
         """The share of the time of the slots that were there which went into updates that count."""
-        there = sum(self.spent.values()) - self.spent[Spent.INFRASTRUCTURE_RECOVERY]
-        there -= self.spent[Spent.DOWN]
-        return self.spent[Spent.PRODUCTIVE_TRAINING] / there if there > 0 else 0.0
+        return goodput(self.spent)
 
     @property
     def lost(self) -> list[tuple[Spent, float]]:

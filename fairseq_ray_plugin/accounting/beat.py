@@ -30,3 +30,6 @@ class Beat:
 
     num_left_out: int
     """Nodes."""
+
+    recovery_s: float | None
+    """What the last stop cost, up to the end of the next update; None: there was none."""

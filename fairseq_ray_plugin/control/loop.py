@@ -268,8 +268,9 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
         case NoSnapshot(reason) if not s.state.told_of_full_memory:
             s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
-        case Checkpointed(update, path):
-            stopping.is_checkpoint(s, Copy(update, InSaveDir(path)))
+        case Checkpointed(update, path, seconds, num_bytes):
+            written = {"seconds": seconds, "bytes": num_bytes} if seconds is not None else {}
+            stopping.is_checkpoint(s, Copy(update, InSaveDir(path)), **written)
         case Delayed():
             stopping.is_delayed(s, says)
         case Missing(path) if generation == worker.generation:

@@ -97,6 +97,7 @@ class Pulse:
                 for name, slow in there
             },
             num_left_out=sum(not record.is_usable(now) for record in state.nodes.values()),
+            recovery_s=state.stall_s or None,
         )
 
     def _speed(self, now: float) -> float:
