@@ -297,6 +297,8 @@ class Driver:
 
     def _tell_account(self) -> None:
         """Where the time went, in a line, and where there is more."""
+        if not self.lines:
+            return  # it was ended before anything had happened
         try:
             run = [{**line, "run": ""} for line in self.lines]
             logger.info(
