@@ -213,7 +213,7 @@ def _slowest(told: Account) -> Iterable[str]:
         "<p class=dim>What a mini-batch took them without waiting for others, beside the median "
         "rank. Named: over 30% more for a minute.</p><div class=scroll><table><tr><th>node"
         "<th class=n>rank<th class=n>mini-batch<th class=n>of it data<th class=n>over median"
-        f"<th class=n>named</tr>{''.join(rows)}</table></div>"
+        f"<th class=n>times named</tr>{''.join(rows)}</table></div>"
     )
 
 

@@ -104,7 +104,7 @@ def _blames(title: str, blames: Sequence[Blame]) -> Table:
 def _slowest(ranks: Sequence[SlowRank]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("slowest ranks")
-    for name in ("rank", "mini-batch", "of it data", "over median", "named"):
+    for name in ("rank", "mini-batch", "of it data", "over median", "times named"):
         table.add_column(name, justify="right")
     for there in ranks[:MOST_ROWS]:
         table.add_row(*words.slow(there), style="bold yellow" if there.num_named else None)

@@ -90,7 +90,7 @@ def slow(there: SlowRank) -> tuple[str, ...]:
         f"{there.seconds:.3g} s",
         share(there.data, there.seconds),
         f"{100 * (there.ratio - 1):.0f}%",
-        f"{there.num_named} times" if there.num_named else "-",
+        str(there.num_named or "-"),
     )
 
 
