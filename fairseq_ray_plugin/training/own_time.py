@@ -10,6 +10,7 @@ stream that computes, read when they have passed: nothing waits for the clock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -80,36 +81,33 @@ def measure(own: OwnTime) -> None:
 def attach(own: OwnTime, task: Any, optimizer: Any, now: Callable[[], Any]) -> None:
     """A task's `train_step` is timed, up to the end of the last backward in it.
 
-    Where the task does not call the optimizer's `backward`, nothing is known.
+    Where the task does not call the optimizer's `backward`, nothing is known. Whatever the clock
+    raises ends no training.
     """
-    ends: list[Any] = []
+    readings: list[Any] = []
     backward, step = optimizer.backward, task.train_step
 
-    def mark() -> None:
-        ends[:] = [now()]
+    def read(first: bool = False) -> None:
+        with contextlib.suppress(Exception):
+            readings[0 if first else 1 :] = [now()]
+
+    def ask_for_the_end(gradient: torch.Tensor) -> None:
+        with contextlib.suppress(Exception):
+            torch.autograd.Variable._execution_engine.queue_callback(read)
 
     @functools.wraps(backward)
     def marked_backward(loss: torch.Tensor) -> None:
         if loss.requires_grad:
-            loss.register_hook(_call_at_the_end(mark))
+            loss.register_hook(ask_for_the_end)
         backward(loss)
 
     @functools.wraps(step)
     def timed_step(*args: Any, **kwargs: Any) -> Any:
-        ends.clear()
-        begin = now()
+        readings.clear()
+        read(first=True)
         result = step(*args, **kwargs)
-        if ends:
-            own.add(begin, ends[-1])
+        if len(readings) == 2:
+            own.add(*readings)
         return result
 
     optimizer.backward, task.train_step = marked_backward, timed_step
-
-
-def _call_at_the_end(function: Callable[[], None]) -> Callable[[torch.Tensor], None]:
-    """A hook on a tensor: the backward that comes to it ends with that."""
-
-    def hook(gradient: torch.Tensor) -> None:
-        torch.autograd.Variable._execution_engine.queue_callback(function)
-
-    return hook

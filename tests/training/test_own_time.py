@@ -100,3 +100,9 @@ def test_on_a_gpu_nobody_waits_for_the_clock():
     assert (1, 0.25) == own.take()
     events[3].has_passed = True
     assert (1, 0.3) == own.take()
+
+
+def test_a_clock_that_fails_ends_no_training():
+    model, own = torch.nn.Linear(8, 1), own_time.OwnTime()
+    train(model, own, lambda: 1 // 0)
+    assert torch.equal(torch.full((1, 8), 8.0), model.weight.grad) and (0, 0.0) == own.take()
