@@ -52,17 +52,16 @@ class Metrics:
     """
 
     def __init__(self, run: str) -> None:
-        def labels(name: str) -> tuple[str, ...]:
-            return ("run", *LABELS.get(name, ()))
-
         self._run = {"run": run}
-        self._gauges = {n: Gauge(PREFIX + n, what, labels(n)) for n, what in GAUGES.items()}
-        self._counters = {n: Counter(PREFIX + n, what, labels(n)) for n, what in COUNTERS.items()}
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
         self._counted: dict[tuple[str, str], float] = {}
         self._slow: set[tuple[str, int]] = set()
 
     def __call__(self, live: Live) -> None:
         """Show a run as it is now."""
+        if not self._gauges:  # not earlier: what Ray may raise then is no reason not to train
+            self._make()
         beat, checkpoints = live.beat, live.checkpoints
         self._set("world_size", beat.world_size)
         self._set("generation", beat.generation)
@@ -90,6 +89,13 @@ class Metrics:
             self._count("stops_total", number, {"cause": cause})
         self._count("checkpoints_total", checkpoints.num_written)
         self._count("checkpoint_failures_total", checkpoints.num_failures)
+
+    def _make(self) -> None:
+        def labels(name: str) -> tuple[str, ...]:
+            return ("run", *LABELS.get(name, ()))
+
+        self._gauges = {n: Gauge(PREFIX + n, what, labels(n)) for n, what in GAUGES.items()}
+        self._counters = {n: Counter(PREFIX + n, what, labels(n)) for n, what in COUNTERS.items()}
 
     def _set(self, name: str, value: float | None, labels: Mapping[str, str] | None = None) -> None:
         if value is not None:

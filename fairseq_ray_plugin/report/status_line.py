@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Callable
+import select
 
 SAVE, RESTORE, CLEAR_LINE = "\x1b7", "\x1b8", "\x1b[2K"
 DOWN, UP = "\x1bD", "\x1b[A"  # down also scrolls
@@ -30,12 +30,12 @@ class StatusLine:
         self._size: os.terminal_size | None = None
         """Of the terminal, when its last row was taken."""
 
-        self._close: Callable[[], None] | None = self.close
+        self._is_open = True
         atexit.register(self.close)
 
     def show(self, text: str) -> None:
         """That is the line now."""
-        if self._close is None:
+        if not self._is_open or not self._takes_more():
             return
         with contextlib.suppress(OSError):
             size = os.get_terminal_size(self._fd)
@@ -48,11 +48,11 @@ class StatusLine:
 
     def close(self) -> None:
         """The terminal is as it was before, but for what was printed."""
-        if self._close is None:
+        if not self._is_open:
             return
-        atexit.unregister(self._close)
-        self._close = None
-        if self._size is not None:
+        self._is_open = False
+        atexit.unregister(self.close)
+        if self._size is not None and self._takes_more():
             with contextlib.suppress(OSError):
                 rows = self._size.lines
                 self._write(f"{SAVE}\x1b[r\x1b[{rows};1H{CLEAR_LINE}{RESTORE}")
@@ -63,6 +63,10 @@ class StatusLine:
         # the row that was the line's in a terminal of another size scrolls away with the others
         clear = "" if before is None else f"{SAVE}\x1b[r\x1b[{before.lines};1H{CLEAR_LINE}{RESTORE}"
         return f"{clear}{DOWN}{UP}{SAVE}\x1b[1;{size.lines - 1}r{RESTORE}"
+
+    def _takes_more(self) -> bool:
+        """Whether writing returns: who has pressed Ctrl-S stops a terminal, but no training."""
+        return bool(select.select([], [self._fd], [], 0)[1])
 
     def _write(self, text: str) -> None:
         os.write(self._fd, text.encode(errors="replace"))

@@ -97,6 +97,17 @@ def test_it_is_cut_to_the_terminal_and_moves_with_its_size(there):
     assert not any("x" in row for row in above)
 
 
+def test_a_terminal_that_was_stopped_stops_nobody(there):
+    there.line.show("before")
+    termios.tcflow(there.theirs, termios.TCOOFF)  # Ctrl-S
+    for number in range(1000):
+        there.line.show(f"{number} {'x' * COLUMNS}")
+    termios.tcflow(there.theirs, termios.TCOON)
+    assert "before" == there.rows()[-1]
+    there.line.show("after")
+    assert "after" == there.rows()[-1]
+
+
 SCRIPT = """
 from fairseq_ray_plugin.report.status_line import on_this_terminal
 line = on_this_terminal()
