@@ -85,10 +85,8 @@ class Checkpointed:
     update: int
     path: str
     seconds: float | None = dataclasses.field(default=None, compare=False)
-    """That it took; None: not known."""
-
     num_bytes: int | None = dataclasses.field(default=None, compare=False)
-    """Of one file; None: not known."""
+    """What writing it took, and the size of one file; None: not known."""
 
 
 @dataclasses.dataclass(frozen=True)
