@@ -4,10 +4,11 @@ It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without 
 SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
 what the control loop decides on the observations of a recorded run; ``checkpoints SAVE_DIR`` lists
 the checkpoints there, and whether they are whole; ``report SAVE_DIR`` says where
-a run's time went.
+a run's time went; ``dashboard`` prints one for Grafana.
 """
 
 import importlib
+import importlib.resources
 import os
 import runpy
 import sys
@@ -42,6 +43,7 @@ def main() -> int | None:
             "python -m fairseq_ray_plugin checkpoints SAVE_DIR  reads checkpoints, and lists them"
         )
         print("python -m fairseq_ray_plugin report SAVE_DIR   says where a run's time went")
+        print("python -m fairseq_ray_plugin dashboard         prints a dashboard for Grafana")
         return 0
     if tool == "replay":
         return replay(sys.argv[2:])
@@ -51,6 +53,10 @@ def main() -> int | None:
         from fairseq_ray_plugin.page import command
 
         return command.main(sys.argv[2:])
+    if tool == "dashboard":
+        there = importlib.resources.files("fairseq_ray_plugin.page") / "dashboard.json"
+        print(there.read_text(), end="")
+        return 0
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])

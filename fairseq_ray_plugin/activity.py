@@ -24,6 +24,20 @@ class Logged:
     update: int
     loss: float | None
     lr: float | None
+    samples: float | None = None
+    """In an update."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own:
+    """What mini-batches took a rank itself, without its waits for others, since it last said so."""
+
+    batches: int
+    computing: float
+    """Forward and backward of all of them; seconds."""
+
+    data: float
+    """Waiting for them; seconds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,10 @@ class Written:
     path: str | None
     """By which it can be gone on from; None: fairseq wanted none."""
 
+    seconds: float | None = dataclasses.field(default=None, compare=False)
+    num_bytes: int | None = dataclasses.field(default=None, compare=False)
+    """Of one file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Kill:

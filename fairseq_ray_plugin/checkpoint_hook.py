@@ -23,6 +23,7 @@ from fairseq_ray_plugin.training import (
     deposit,
     exact,
     loaders,
+    own_time,
     raw,
     record,
     source,
@@ -49,6 +50,7 @@ def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str 
     train_loop.record_boundaries(keeper)
     train_loop.show_progress(keeper)
     train_loop.show_steps(keeper)
+    own_time.measure(keeper.own)
     if restore is not None:
         train_loop.read_validation_data_once()
         transfer.without_first_sync()

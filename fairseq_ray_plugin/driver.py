@@ -15,7 +15,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from fairseq_ray_plugin import protocol
@@ -29,6 +29,7 @@ from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.page import words
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.report.background import Background
+from fairseq_ray_plugin.watching import Watch, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def drive(
     record: journal.Journal,
     claim: Claim | None = None,
     signals: Any = None,
+    watchers: Sequence[Watcher] = (),
 ) -> int:
     """Train on `cluster` (see `distributed.RayCluster`) until the end; returns the exit code.
 
@@ -65,11 +67,12 @@ def drive(
     Args:
         claim: on the save dir; the run ends without writing there when it is lost.
         signals: says which have been received (as `_Signals`); None: those of this process.
+        watchers: are shown the run once a second.
     """
     signals = signals or _Signals()
     driver = None
     try:
-        driver = _begin(cluster, config, max_ranks, record, claim)
+        driver = _begin(cluster, config, max_ranks, record, claim, watchers)
         gc.freeze()  # or a stop with thousands of orders looks through all that was imported
         while driver.end is None:
             driver.turn(signals.received)
@@ -87,13 +90,15 @@ def _begin(
     max_ranks: int | None,
     record: journal.Journal,
     claim: Claim | None,
+    watchers: Sequence[Watcher],
 ) -> Driver:
     found, lines = cluster.adopt(), record.of_run()
     if not found and not lines:
-        return Driver(cluster, config, max_ranks, record, claim)
+        return Driver(cluster, config, max_ranks, record, claim, watchers=watchers)
     state, actions = takeover.take_over(found, lines, cluster.now)
-    driver = Driver(cluster, config, max_ranks, record, claim, state)
-    driver.lines += lines
+    driver = Driver(cluster, config, max_ranks, record, claim, state, watchers)
+    for line in lines:
+        driver.remember(line)
     driver.account_for_workers()
     driver.perform(actions, protocol.Observation(now=cluster.now))
     return driver
@@ -127,11 +132,13 @@ class Driver:
         record: journal.Journal,
         claim: Claim | None = None,
         state: State | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.cluster, self.config, self.max_ranks, self.claim = cluster, config, max_ranks, claim
         self.end: End | None = None
         self.state = state or State()
         self.lines: list[dict[str, Any]] = []
+        self.watch = Watch(watchers)
         self.journal = Background(record.write, record.path)
         self.chronicle, self.save_dir = Chronicle(self.state), record.save_dir
         self.report_path = os.path.join(os.path.dirname(record.path), "elastic_defect.pickle")
@@ -190,6 +197,7 @@ class Driver:
         for recording in self.recordings:
             recording.put(Moment(observation, actions, error_text))
         self.perform(actions, observation)
+        self._show(observation.now)
         if not isinstance(self.state.phase, Gathering) or any(isinstance(a, Log) for a in actions):
             self.patience.spoke(observation.now)
         elif self.patience.is_over(observation.now):
@@ -240,14 +248,30 @@ class Driver:
 
     def _write(self, event: journal.Event) -> None:
         line = journal.line(event)
-        self.lines.append(line)
+        self.remember(line)
         self.journal.put(line)
+
+    def remember(self, line: dict[str, Any]) -> None:
+        """Something has happened to this run, and is written down."""
+        self.lines.append(line)
+        try:
+            self.watch.hear(line)
+        except Exception as error:
+            self._complain("the account of the run is not complete", error)
+
+    def _show(self, now: float) -> None:
+        try:
+            self.watch.look(lambda: self.chronicle.pulse.beat(self.state, now), now)
+        except Exception as error:
+            self._complain("the run cannot be shown to those who watch it", error)
 
     def _write_down(self, events: Callable[[], list[journal.Event]]) -> None:
         """What only the account of the run needs."""
         try:
             for event in events():
                 self._write(event)
+                if event.kind not in journal.QUIET:
+                    logger.info("%s", _tell(event, self.cluster))
         except Exception as error:
             self._complain("the account of the run is not complete", error)
 
@@ -275,6 +299,8 @@ class Driver:
 
     def _tell_account(self) -> None:
         """Where the time went, in a line, and where there is more."""
+        if not self.lines:
+            return  # it was ended before anything had happened
         try:
             run = [{**line, "run": ""} for line in self.lines]
             logger.info(

@@ -17,12 +17,16 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fairseq_ray_plugin import residence
+from fairseq_ray_plugin.report import status_line
 from fairseq_ray_plugin.report.sayings import Place, Told
 
 logger = logging.getLogger(__name__)
 
 LISTEN_S = 5.0
 """The loop is asked again after so long, if it had nothing to say."""
+
+STATUS_S = 1.0
+"""And after so long, where a terminal shows how the run is."""
 
 ASK_AGAIN_S = 0.2
 """A loop that cannot be reached is asked again after so long: Ray may be starting it again."""
@@ -136,6 +140,8 @@ def follow(there: Any, place: Place | None) -> int:
     try:
         return follower.follow()
     finally:
+        if follower.line is not None:
+            follower.line.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -148,6 +154,8 @@ class _Follower:
         self.there, self.place = there, place
         self.signals: list[int] = []
         self.is_unreached = False
+        self.line = status_line.on_this_terminal()
+        self.listen_s = LISTEN_S if self.line is None else STATUS_S
         # answers, which threads of Ray's put, and signals
         self.events: queue.SimpleQueue[Future[Told] | int] = queue.SimpleQueue()
 
@@ -155,7 +163,7 @@ class _Follower:
         self.events.put(number)  # which may be done anywhere
 
     def follow(self) -> int:
-        self._ask(LISTEN_S)
+        self._ask(self.listen_s)
         while True:
             match self.events.get():
                 case int(number):
@@ -180,7 +188,7 @@ class _Follower:
                 self.is_unreached = True
                 logger.warning("the control loop cannot be reached; training goes on without it")
             time.sleep(ASK_AGAIN_S)
-            self._ask(LISTEN_S)
+            self._ask(self.listen_s)
             return None
         except RayActorError as error:
             if self.signals:
@@ -191,8 +199,10 @@ class _Follower:
         self.place = told.place
         for saying in told.sayings:
             _print(saying)
+        if self.line is not None and told.status:
+            self.line.show(told.status)
         if told.exit_code is None:
-            self._ask(LISTEN_S)
+            self._ask(self.listen_s)
         return told.exit_code
 
 

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from fairseq_ray_plugin import driver, usage
+from fairseq_ray_plugin import driver, usage, watching
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.connecting import connect
@@ -296,7 +296,10 @@ def _train_here(job: Job, config: ElasticConfig, max_ranks: int | None, save_dir
     try:
         with hold(job, save_dir) as held:
             cluster = distributed.RayCluster(held.job, config, max_ranks, math.inf)
-            return driver.drive(cluster, config, max_ranks, held.journal, held.claim)
+            with watching.on_this_terminal() as watchers:
+                return driver.drive(
+                    cluster, config, max_ranks, held.journal, held.claim, watchers=watchers
+                )
     except Unusable as error:
         _exit(error)
 

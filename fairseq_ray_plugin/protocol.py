@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from fairseq_ray_plugin.activity import Activity, Tally
+from fairseq_ray_plugin.activity import Activity, Own, Tally
 
 # Copies of the state
 
@@ -64,6 +64,7 @@ class Advanced:
     """With the first one: what the rank did up to it, in order, and the seconds of each."""
 
     tally: Tally | None = dataclasses.field(default=None, compare=False)
+    own: Own | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,9 @@ class Checkpointed:
 
     update: int
     path: str
+    seconds: float | None = dataclasses.field(default=None, compare=False)
+    num_bytes: int | None = dataclasses.field(default=None, compare=False)
+    """What writing it took, and the size of one file; None: not known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,12 @@ import traceback
 import ray
 from ray.experimental import internal_kv
 
-from fairseq_ray_plugin import distributed, driver, head
+from fairseq_ray_plugin import distributed, driver, head, metrics
+from fairseq_ray_plugin.accounting.live import Live
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.holding import Unusable, hold, whole_name
 from fairseq_ray_plugin.options import ElasticConfig
+from fairseq_ray_plugin.page import words
 from fairseq_ray_plugin.report.sayings import Place, Sayings, Told
 
 logger = logging.getLogger(__name__)
@@ -182,9 +184,21 @@ class Residence:
                     "Ray's head is a single point of failure, for it keeps nothing on disk: should "
                     "it die, the state is saved, and the run ends"
                 )
-            return driver.drive(
-                cluster, plan.config, plan.max_ranks, held.journal, held.claim, self.asked
-            )
+            try:
+                return driver.drive(
+                    cluster,
+                    plan.config,
+                    plan.max_ranks,
+                    held.journal,
+                    held.claim,
+                    self.asked,
+                    watchers=[self._say_how_it_is, metrics.Metrics(held.journal.save_dir)],
+                )
+            finally:
+                self.sayings.status = ""
+
+    def _say_how_it_is(self, live: Live) -> None:
+        self.sayings.status = words.status(live, time.time())
 
 
 class Asked:

@@ -113,9 +113,23 @@ def test_what_is_waited_for_is_said_again_soon_and_then_more_and_more_seldom():
     assert not patience.is_over(2004.0) and patience.is_over(2005.0)
 
 
-def test_the_last_lines_say_where_the_time_went_and_where_there_is_more(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("wrong", "since", "exit_code"),
+    [([], 0, 143), (["Start"], 0, loop.DEFECT), (["observe"], 10, loop.DEFECT)],
+)
+def test_the_last_lines_say_where_the_time_went_and_where_there_is_more(
+    wrong, since, exit_code, tmp_path, caplog
+):
     caplog.set_level("INFO")
-    drive(tmp_path, Cluster())
+    cluster = Cluster()
+    driver = Driver(cluster, ElasticConfig(), None, Journal(str(tmp_path)))
+    for turn in range(300):
+        if turn == since:
+            cluster.wrong, cluster.always = set(wrong), True
+        if driver.end is None:
+            driver.turn(15 if turn >= 15 and not wrong else None)
+    driver.close()
+    assert exit_code == driver.end.exit_code
     told = [line for line in caplog.text.splitlines() if "goodput" in line]
     assert 1 == len(told)
     assert told[0].endswith(f"more: python -m fairseq_ray_plugin report {tmp_path}")
@@ -127,3 +141,16 @@ def test_an_account_that_cannot_be_made_ends_no_run(tmp_path, caplog, monkeypatc
     driver = drive(tmp_path, Cluster())
     assert 143 == driver.end.exit_code
     assert 1 == caplog.text.count("the account of the run is not complete")
+
+
+def test_who_watches_is_shown_the_run_and_may_fail(tmp_path, caplog):
+    seen = []
+    watchers = [lambda live: 1 // 0, seen.append]
+    driver = Driver(Cluster(), ElasticConfig(), None, Journal(str(tmp_path)), watchers=watchers)
+    for turn in range(30):
+        if driver.end is None:
+            driver.turn(15 if turn >= 20 else None)
+    driver.close()
+    assert 143 == driver.end.exit_code
+    assert 1 == seen[-2].beat.world_size and 1 == seen[-2].beat.generation
+    assert seen[-1].last_event[1].startswith("interrupted")

@@ -45,6 +45,8 @@ ORDER = (
     "head",
     "heartbeats",
     "distributed",
+    "metrics",
+    "watching",
     "driver",
     "holding",
     "residence",
@@ -85,7 +87,15 @@ def test_a_room_imports_only_rooms_before_it():
 def test_only_these_rooms_import_ray():
     # launch starts and ends the connection that the others use
     users = {m for m in ORDER if any(n.split(".")[0] == "ray" for n in imported(m))}
-    assert {"head", "distributed", "residence", "following", "connecting", "launch"} >= users
+    assert {
+        "head",
+        "distributed",
+        "metrics",
+        "residence",
+        "following",
+        "connecting",
+        "launch",
+    } >= users
 
 
 def test_only_the_driver_asks_for_decisions():

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fairseq_ray_plugin.accounting.reader import read
-from fairseq_ray_plugin.accounting.spent import LOST, Spent
+from fairseq_ray_plugin.accounting.slowest import SlowRank, slowest
+from fairseq_ray_plugin.accounting.spent import LOST, Spent, goodput
 from fairseq_ray_plugin.accounting.story import Stop, Story
 
 
@@ -47,12 +48,13 @@ class Account:
     nodes: Sequence[Blame]
     """Those on which failures began, the dearest first."""
 
+    slowest: Sequence[SlowRank]
+    """Ranks that the others waited for."""
+
     @property
     def goodput(self) -> float:
         """The share of the time of the slots that were there which went into updates that count."""
-        there = sum(self.spent.values()) - self.spent[Spent.INFRASTRUCTURE_RECOVERY]
-        there -= self.spent[Spent.DOWN]
-        return self.spent[Spent.PRODUCTIVE_TRAINING] / there if there > 0 else 0.0
+        return goodput(self.spent)
 
     @property
     def lost(self) -> list[tuple[Spent, float]]:
@@ -101,6 +103,7 @@ def account(lines: Iterable[Any]) -> Account:
         updates_redone=sum(g.num_redone for g in story.generations),
         causes=_blame((stop.kind, stop) for stop in story.stops),
         nodes=_blame((s.node, s) for s in story.stops if s.node and not s.planned),
+        slowest=slowest(story.events),
     )
 
 

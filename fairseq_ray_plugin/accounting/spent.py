@@ -42,6 +42,12 @@ OF_A_STOP = frozenset(
 """What a stop costs."""
 
 
+def goodput(spent: Mapping[Spent, float]) -> float:
+    """The share of the time of the slots that were there which went into updates that count."""
+    there = sum(spent.values()) - spent[Spent.INFRASTRUCTURE_RECOVERY] - spent[Spent.DOWN]
+    return spent[Spent.PRODUCTIVE_TRAINING] / there if there > 0 else 0.0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
     """What is known of a generation's time when it is over, or so far; seconds of wall clock."""

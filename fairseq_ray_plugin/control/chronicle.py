@@ -1,7 +1,7 @@
 """What a step of the loop means for the run's account, which no decision needs to know.
 
-Who was there, when generations were told to start and began to stop, and what their time went to:
-lines for the journal, beside those that the decisions themselves write.
+Who was there, when generations were told to start and began to stop, what their time went to, and
+who is slow: lines for the journal, beside those that the decisions themselves write.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fairseq_ray_plugin.activity import Tally
+from fairseq_ray_plugin.control.pulse import Pulse
 from fairseq_ray_plugin.control.state import Action, Log, Standing, State, Training
 from fairseq_ray_plugin.protocol import (
     Advanced,
@@ -57,6 +58,7 @@ class Chronicle:
         """The generation has come to rest: its tally will not change."""
 
         self._inherited = state
+        self.pulse = Pulse()
 
     def first(self) -> list[Event]:
         """Who is there already, where another loop's workers were taken over."""
@@ -76,6 +78,10 @@ class Chronicle:
             self._begin = self._told = seen.now
         events = _slots(seen, before, after, actions)
         self._hear(seen, before)
+        events += [
+            _event(before, EventKind.SLOW, said, **details)
+            for said, details in self.pulse.hear(seen, before)
+        ]
         has_stopped = _logs(actions, EventKind.STOPPED)
         is_over = "exit_code" in _details(actions)
         if isinstance(before.phase, Training) and (
@@ -127,6 +133,8 @@ class Chronicle:
         details: dict[str, Any] = {"seconds": spent, "final": self._is_final}
         if tally.logged is not None:
             details["logged"] = dataclasses.asdict(tally.logged)
+        if strides := self.pulse.strides_told(state):
+            details["strides"] = strides
         return [_event(state, EventKind.PROGRESS, update=self._update, **details)]
 
 

@@ -273,8 +273,9 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             what = "went on without a mini-batch" if dropped else "tried a mini-batch again"
             text = f"{s.describe(name)} {what} that was too large for its GPU"
             s.log(EventKind.OUT_OF_MEMORY, text, update, node=node, dropped=dropped)
-        case Checkpointed(update, path):
-            stopping.is_checkpoint(s, Copy(update, InSaveDir(path)))
+        case Checkpointed(update, path, seconds, num_bytes):
+            written = {"seconds": seconds, "bytes": num_bytes} if seconds is not None else {}
+            stopping.is_checkpoint(s, Copy(update, InSaveDir(path)), **written)
         case Delayed():
             stopping.is_delayed(s, says)
         case Missing(path) if generation == worker.generation:

@@ -266,15 +266,19 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
         s.tell([worker], Drop(paths))
 
 
-def is_checkpoint(s: Step, copy: Copy) -> None:
-    """One has been written, behind training: it may have been due for long."""
+def is_checkpoint(s: Step, copy: Copy, **written: Any) -> None:
+    """One has been written, behind training: it may have been due for long.
+
+    Args:
+        written: what else is known of that, for the journal.
+    """
     assert isinstance(copy.place, InSaveDir)
     known, delayed = s.state.checkpoint, s.state.delayed
     if known is None or known.update <= copy.update:
         s.set(checkpoint=copy)
     if delayed is not None and delayed.update <= copy.update:
         s.set(delayed=None)
-    s.log(EventKind.CHECKPOINT, update=copy.update, path=copy.place.path)
+    s.log(EventKind.CHECKPOINT, update=copy.update, path=copy.place.path, **written)
 
 
 def is_delayed(s: Step, delayed: Delayed) -> None:

@@ -92,7 +92,7 @@ def _steps(story: Story, scale: Scale, y: object) -> list[tuple[float, float]]:
     return [*points, (points[-1][0], y(0)), (scale.x(story.end), y(0))]
 
 
-_NOTICES = ("notice", "left out", "unfit", "removed", "unsaved", "taken over", "waiting")
+_NOTICES = ("notice", "left out", "slow", "unfit", "removed", "unsaved", "taken over", "waiting")
 
 
 def kind_of(event: Line) -> str | None:

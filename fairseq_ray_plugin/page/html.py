@@ -51,6 +51,7 @@ def page(told: Account, save_dir: str) -> str:
     if num_more:
         parts.append(f'<p class="dim">and {num_more} more</p>')
     parts += _stops(told)
+    parts += _slowest(told)
     parts += _checkpoints(told)
     parts += _events(told)
     return (
@@ -100,7 +101,7 @@ def _plural(count: int, what: str, more: str = "") -> str:
 _EVENTS = (
     ('<use href="#fault" x="11" y="7"/>', "failure"),
     ('<use href="#planned" x="11" y="7"/>', "planned stop"),
-    ('<use href="#notice" x="11" y="8"/>', "notice, waiting, left out"),
+    ('<use href="#notice" x="11" y="8"/>', "notice, waiting, left out, slow"),
     ('<use href="#check" x="11" y="2"/>', "checkpoint"),
     ('<use href="#end" x="11" y="7"/>', "end"),
 )
@@ -197,6 +198,23 @@ def _failure(stop: Stop, text: str, told: Account) -> str:
 
 
 # lists
+
+
+def _slowest(told: Account) -> Iterable[str]:
+    if not told.slowest:
+        return
+    rows = []
+    for there in told.slowest[:MOST_ROWS]:
+        node, *values = map(escape, words.slow(there))
+        node = f"<b>{node}</b>" if there.num_named else node
+        rows.append(f"<tr><td>{node}{''.join(f'<td class=n>{value}' for value in values)}</tr>")
+    yield "<h2>Slowest ranks</h2>"
+    yield (
+        "<p class=dim>What a mini-batch took them without waiting for others, beside the median "
+        "rank. Named: over 30% more for a minute.</p><div class=scroll><table><tr><th>node"
+        "<th class=n>rank<th class=n>mini-batch<th class=n>of it data<th class=n>over median"
+        f"<th class=n>times named</tr>{''.join(rows)}</table></div>"
+    )
 
 
 def _checkpoints(told: Account) -> Iterable[str]:

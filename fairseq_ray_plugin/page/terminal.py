@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairseq_ray_plugin.accounting.account import Account, Blame
+from fairseq_ray_plugin.accounting.slowest import SlowRank
 from fairseq_ray_plugin.accounting.spent import Spent
 from fairseq_ray_plugin.page import words
 
@@ -33,6 +34,9 @@ def show(told: Account, save_dir: str, console: Console) -> None:
         if blames:
             console.print()
             console.print(_blames(title, blames))
+    if told.slowest:
+        console.print()
+        console.print(_slowest(told.slowest))
 
 
 def _figures(told: Account) -> Table:
@@ -97,4 +101,16 @@ def _blames(title: str, blames: Sequence[Blame]) -> Table:
         )
     if len(blames) > MOST_ROWS:
         table.add_row(f"{len(blames) - MOST_ROWS} more", style="dim")
+    return table
+
+
+def _slowest(ranks: Sequence[SlowRank]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("slowest ranks")
+    for name in ("rank", "mini-batch", "of it data", "over median", "times named"):
+        table.add_column(name, justify="right")
+    for there in ranks[:MOST_ROWS]:
+        table.add_row(*words.slow(there), style="bold yellow" if there.num_named else None)
+    if len(ranks) > MOST_ROWS:
+        table.add_row(f"{len(ranks) - MOST_ROWS} more", style="dim")
     return table

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 
 from fairseq_ray_plugin.accounting.account import Account
+from fairseq_ray_plugin.accounting.live import Live
+from fairseq_ray_plugin.accounting.slowest import SlowRank
 from fairseq_ray_plugin.accounting.spent import Spent
 
 
@@ -78,3 +80,34 @@ def failures(told: Account) -> str:
     if told.between_failures_s is None:
         return "none"
     return f"{len(told.failures)}, one every {duration(told.between_failures_s)}"
+
+
+def slow(there: SlowRank) -> tuple[str, ...]:
+    """Node, rank, what a mini-batch took it, the part that was data, over the median, named."""
+    return (
+        there.node[:12],
+        str(there.rank),
+        f"{there.seconds:.3g} s",
+        share(there.data, there.seconds),
+        f"{100 * (there.ratio - 1):.0f}%",
+        str(there.num_named or "-"),
+    )
+
+
+def status(live: Live, at: float) -> str:
+    """One line on a run that goes on: what is most wanted first, for the rest may be cut off.
+
+    Args:
+        at: seconds since 1970.
+    """
+    beat = live.beat
+    parts = [f"{beat.world_size} workers", f"update {beat.update}"]
+    if beat.updates_per_s:
+        parts.append(f"{beat.updates_per_s:.3g} updates/s")
+    parts.append(f"goodput {live.goodput:.3f}")
+    for (node, rank), ratio in list(beat.slow.items())[:1]:
+        parts.append(f"slow: rank {rank} on {node[:8]}, {100 * (ratio - 1):.0f}% over the median")
+    if live.last_event is not None:
+        since, said = live.last_event
+        parts.append(f"{duration(max(0, round(at - since)))} ago {said}")
+    return " | ".join(parts)

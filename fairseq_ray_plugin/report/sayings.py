@@ -32,6 +32,9 @@ class Told:
     exit_code: int | None = None
     """The run is over, and this was all."""
 
+    status: str = ""
+    """How the run is, in a line; nothing: it has not begun, or is over."""
+
 
 class Sayings:
     """The last things that were said, for any number of listeners, in threads of their own."""
@@ -41,6 +44,9 @@ class Sayings:
         """Another one, after a restart, begins anew."""
 
         self.exit_code: int | None = None
+        self.status = ""
+        """How the run is, in a line; nobody is woken for that."""
+
         self._kept: collections.deque[Any] = collections.deque(maxlen=KEPT)
         self._num_said = 0
         self._changed = threading.Condition()
@@ -74,4 +80,4 @@ class Sayings:
             )
             num_new = min(self._num_said - heard, len(self._kept))
             new = list(self._kept)[len(self._kept) - num_new :]
-            return Told(new, Place(self.teller, self._num_said), self.exit_code)
+            return Told(new, Place(self.teller, self._num_said), self.exit_code, self.status)

@@ -21,6 +21,7 @@ from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import exact, state_file
 from fairseq_ray_plugin.training.changing import Changing
 from fairseq_ray_plugin.training.deposit import DUE, Plan
+from fairseq_ray_plugin.training.own_time import OwnTime
 from fairseq_ray_plugin.training.record import Points
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.training.steps import Steps
@@ -90,7 +91,7 @@ class StateKeeper:
         self.on_step, self.on_logged, self.on_rest = on_step, on_logged, on_rest
         self.on_hold, self.on_checkpoint, self.on_due = on_hold, on_checkpoint, on_due
         self.on_out_of_memory = on_out_of_memory
-        self.steps = Steps()
+        self.steps, self.own = Steps(), OwnTime()
         self.hold_requested = threading.Event()
         self.asked = 0
         """Which generation was last to be held."""

@@ -29,8 +29,8 @@ KEPT = 300
 TAIL = 16 * 2**20
 """Bytes at the end of a --log-file in which lines are looked for that are already there."""
 
-INNER = "train_inner"
-"""fairseq's tag of what it logs between two updates."""
+INNER, AVERAGES = "train_inner", "train"
+"""fairseq's tags of what it logs between two updates, and at the end of an epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,17 @@ class Points:
             pending: the validation after the update is still to come, and logs what it finds.
         """
         points = [Point(*values) for values in state["points"]]
-        points = [p for p in points if not pending or p.step < update or p.tag == INNER]
+        # an epoch's averages stay: who logged them, though rank 0 did not, has begun to count anew
+        points = [p for p in points if not pending or p.step < update or p.tag in (INNER, AVERAGES)]
         self._again = points
         self._kept.extend(points)
         self._is_written, self._is_closed = bool(state["is_closed"]), False
         self._text_is_there = state["by"] == 0 or self._is_written
         self.purge_step = update if any(p.step == update for p in points) or pending else update + 1
+
+    def has_averages(self, update: int) -> bool:
+        """Whether those of the epoch that ended with this update have been logged, or will be."""
+        return any(p.tag == AVERAGES and p.step == update for p in self._kept)
 
     def log_again(self, bar: Any) -> None:
         """What may be missing is logged, once, before anything else is."""
@@ -169,7 +174,7 @@ def _kept(
         look = {n: getattr(inner, n) for n in ("epoch", "prefix", "i", "size") if hasattr(inner, n)}
         points.add(Point(way, tag, at, there, look))
         if tag == INNER:
-            on_logged(Logged(at, _number(there.get("loss")), _number(there.get("lr"))))
+            on_logged(Logged(at, *(_number(there.get(name)) for name in ("loss", "lr", "bsz"))))
         return result
 
     return log

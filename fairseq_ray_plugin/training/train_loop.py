@@ -71,9 +71,9 @@ def record_boundaries(keeper: StateKeeper) -> None:
             keeper.catch_up = False
             losses, should_stop, end = _catch_up(keeper, cfg, trainer, task, epoch_itr)
         elif keeper.points.purge_step is not None:
-            _end_epoch_before(cfg, trainer, epoch_itr)
+            _end_epoch_before(keeper.points, cfg, trainer, epoch_itr)
         if should_stop or end or _is_over(cfg, trainer):
-            _end_epoch(cfg, trainer, epoch_itr.epoch)
+            _end_epoch(keeper.points, cfg, trainer, epoch_itr.epoch)
             # stock trains one more update, or epoch, before it looks
             should_stop = should_stop or not end
         else:
@@ -83,16 +83,17 @@ def record_boundaries(keeper: StateKeeper) -> None:
         return losses, should_stop
 
 
-def _end_epoch_before(cfg: Any, trainer: Any, epoch_itr: Any) -> None:
+def _end_epoch_before(points: record.Points, cfg: Any, trainer: Any, epoch_itr: Any) -> None:
     """Of the epoch that the state is at the end of what was averaged may not have been logged."""
     if epoch_itr.iterations_in_epoch == 0:
-        _end_epoch(cfg, trainer, epoch_itr.next_epoch_idx - 1)
+        _end_epoch(points, cfg, trainer, epoch_itr.next_epoch_idx - 1)
 
 
-def _end_epoch(cfg: Any, trainer: Any, epoch: int) -> None:
+def _end_epoch(points: record.Points, cfg: Any, trainer: Any, epoch: int) -> None:
     """Log what was averaged over an epoch, unless that was done before the state was saved."""
-    averages = metrics.get_meters("train")
-    if not any(getattr(meter, "count", 0) for meter in (averages or {}).values()):
+    averages, update = metrics.get_meters("train"), trainer.get_num_updates()
+    is_logged = points.has_averages(update)
+    if not is_logged and not any(getattr(m, "count", 0) for m in (averages or {}).values()):
         return
     common, is_first = cfg.common, distributed_utils.is_master(cfg.distributed_training)
     bar = progress_bar.progress_bar(
@@ -107,8 +108,9 @@ def _end_epoch(cfg: Any, trainer: Any, epoch: int) -> None:
         wandb_run_name=os.environ.get("WANDB_NAME", os.path.basename(cfg.checkpoint.save_dir)),
         azureml_logging=common.azureml_logging if is_first else False,
     )
-    stats = fairseq_cli.train.get_training_stats(metrics.get_smoothed_values("train"))
-    bar.print(stats, tag="train", step=trainer.get_num_updates())
+    if not is_logged:  # else the bar, as it was made, has logged again what rank 0 may not have
+        stats = fairseq_cli.train.get_training_stats(metrics.get_smoothed_values("train"))
+        bar.print(stats, tag=record.AVERAGES, step=update)
     metrics.reset_meters("train")
 
 

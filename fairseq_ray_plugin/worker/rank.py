@@ -88,7 +88,7 @@ def train_rank(
     )
     link = Link(connection)
     keeper = StateKeeper(assignment.rank, assignment.world_size)
-    progress = Progress(link, assignment.rank, keeper.steps)
+    progress = Progress(link, assignment.rank, keeper.steps, keeper.own.take, assignment.world_size)
     store = cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else ""
     keeper.folders = assignment.snapshot_folders
     keeper.save_dir = SaveDir(assignment.claim, store, assignment.passage)

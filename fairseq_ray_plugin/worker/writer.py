@@ -7,9 +7,12 @@ trainer and an iterator, and these answer as they did then.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,8 +38,10 @@ def write_checkpoint(task: WriteCheckpoint, connection: Connection) -> None:
     """Answer who writes, and then what came of it: `Written`, or why not."""
     os.nice(NICENESS)
     connection.send(os.getpid())
+    begin = time.monotonic()
     try:
         result: Written | str = _write(task)
+        result = dataclasses.replace(result, seconds=time.monotonic() - begin)
     except Exception as error:
         result = _reason(error)
     connection.send(result)
@@ -64,7 +69,8 @@ def _write(task: WriteCheckpoint) -> Written:
     for folder in (plan.cfg.save_dir, os.path.join(plan.cfg.save_dir, manifests.FOLDER)):
         files.remove_partials(folder)
     PathManager.copy = staticmethod(_copy)
-    return Written(as_fairseq_does(plan, lambda filename: _save(state, filename, _has_newer)))
+    path = as_fairseq_does(plan, lambda filename: _save(state, filename, _has_newer))
+    return Written(path, num_bytes=_bytes(path))
 
 
 def _write_to_store(task: WriteCheckpoint, state: dict[str, Any], plan: Plan | None) -> Written:
@@ -79,8 +85,15 @@ def _write_to_store(task: WriteCheckpoint, state: dict[str, Any], plan: Plan | N
         plan.cfg.save_dir = there.folder
         PathManager.copy = staticmethod(there.copy)
         path = as_fairseq_does(plan, lambda filename: _save(state, filename, there.has_newer))
+    num_bytes = _bytes(path)
     there.send()
-    return Written(None if path is None else there.path(path))
+    return Written(None if path is None else there.path(path), num_bytes=num_bytes)
+
+
+def _bytes(path: str | None) -> int | None:
+    with contextlib.suppress(OSError):
+        return None if path is None else os.path.getsize(path)
+    return None
 
 
 def _name_save_dir(state: dict[str, Any], save_dir: str) -> None:

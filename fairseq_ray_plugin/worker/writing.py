@@ -171,7 +171,8 @@ class Writing:
             _remove(due.snapshot)
             self._failing = ""
             if result.path is not None:
-                self._say(due.generation, Checkpointed(due.update, result.path))
+                says = Checkpointed(due.update, result.path, result.seconds, result.num_bytes)
+                self._say(due.generation, says)
         elif not 0 < self._num_killed <= MOST_KILLED:  # or another may fare better at once
             self._fail(result)
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)

@@ -170,3 +170,18 @@ def test_what_is_no_event_is_left_out():
 
 def test_percentiles_are_values_that_occurred():
     assert [2, 4, 4] == [percentile([1, 2, 3, 4], share) for share in (0.5, 0.9, 1.0)]
+
+
+def test_ranks_that_others_waited_for_are_told_who_was_named_first():
+    def there(rank, seconds, data=0.0):
+        return {"rank": rank, "node": f"n{rank}", "seconds": seconds, "data": data}
+
+    made = a_start()
+    for slowest in ([there(0, 0.9), there(1, 0.5)], [there(0, 1.1, 0.5), there(2, 0.6)]):
+        made.progress(10, training=5.0)
+        made.lines[-1]["strides"] = {"median": 0.5, "slowest": slowest}
+    made.write("slow", median=0.5, **there(2, 0.7))
+    named, slow = account(made.end().lines).slowest
+    assert (2, "n2", 1) == (named.rank, named.node, named.num_named)
+    assert (0, 2, 0) == (slow.rank, slow.num_seen, slow.num_named), "rank 1 is as the median"
+    assert (1.0, 0.25, 2.0) == pytest.approx((slow.seconds, slow.data, slow.ratio))

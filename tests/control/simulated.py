@@ -165,9 +165,8 @@ class Cluster:
             worker = self.workers[name]
             rank = worker.rank
             rank.update += 1
-            if not rank.has_told or rank.number == 0:
-                rank.has_told = True
-                worker.say(Advanced(rank.update, self.now))
+            rank.has_told = True
+            worker.say(Advanced(rank.update, self.now))
             if rank.asked:
                 rank.is_at_rest = True
                 worker.say(Held(rank.update, rank.asked))

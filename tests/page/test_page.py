@@ -37,6 +37,12 @@ def a_run():
     return made
 
 
+def with_a_slow_rank(made):
+    there = {"rank": 1, "node": "node-slow", "seconds": 0.9, "data": 0.3}
+    made.lines[4]["strides"] = {"median": 0.5, "slowest": [there | {"seconds": 1.1}]}
+    return made.write("slow", cause="rank 1 takes 0.9 s", median=0.5, **there)
+
+
 def said(told, width=140):
     text = io.StringIO()
     terminal.show(told, "save", Console(file=text, width=width))
@@ -103,6 +109,15 @@ def test_the_page_needs_nothing_else_and_says_all_there_is_to_a_failure():
     ):
         assert words_there in read.text
     assert 3 + 2 == read.names.count("details"), "a failure each, checkpoints, events"
+
+
+def test_the_slowest_ranks_are_told_with_their_nodes():
+    told = account(with_a_slow_rank(a_run()).end().lines)
+    (row,) = [line for line in said(told).splitlines() if "node-slow" in line]
+    assert ["node-slow", "1", "1", "s", "30.0%", "100%", "1"] == row.split()
+    text = Reader(html_page.page(told, "save")).text
+    assert "Slowest ranks" in text and "node-slow" in text
+    assert "Slowest ranks" not in Reader(html_page.page(account(a_run().lines), "save")).text
 
 
 @pytest.mark.parametrize("lines", [[], ["waiting"], ["started"], ["stopped"], ["finished"]])

@@ -45,3 +45,10 @@ def test_after_a_restart_it_begins_anew():
     place = before.tell(BEGINNING, 0).place
     after.put_nowait("taken over")
     assert ["taken over"] == after.tell(place, 60).sayings
+
+
+def test_how_the_run_is_comes_with_the_rest_and_wakes_nobody():
+    sayings = Sayings()
+    sayings.status = "2 workers"
+    told = sayings.tell(BEGINNING, 0)
+    assert ([], "2 workers") == (told.sayings, told.status)

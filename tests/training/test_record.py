@@ -9,7 +9,7 @@ from fairseq.logging import meters, metrics, progress_bar
 
 from fairseq_ray_plugin.activity import Logged
 from fairseq_ray_plugin.training import train_loop
-from fairseq_ray_plugin.training.record import Points, keep_record
+from fairseq_ray_plugin.training.record import Point, Points, keep_record
 
 
 class Writer:
@@ -203,14 +203,35 @@ def test_an_epochs_averages_are_logged_once_by_whoever_gets_to_it(monkeypatch):
     metrics.log_start_time("wall", round=0)
     with metrics.aggregate("train"):
         metrics.log_scalar("loss", 2.0, weight=3)
-    state = metrics.state_dict()
-    train_loop._end_epoch(cfg, trainer, 2)
-    train_loop._end_epoch(cfg, trainer, 2)
+    state, points = metrics.state_dict(), Points(0)
+    train_loop._end_epoch(points, cfg, trainer, 2)
+    train_loop._end_epoch(points, cfg, trainer, 2)
     ((tag, step, stats),) = printed
     assert ("train", 52, 2.0) == (tag, step, stats["loss"])
     metrics.load_state_dict(metrics.state_dict())  # the state after it was logged
-    train_loop._end_epoch(cfg, trainer, 2)
+    train_loop._end_epoch(points, cfg, trainer, 2)
     assert 1 == len(printed)
     metrics.load_state_dict(state)  # and before
-    train_loop._end_epoch(cfg, trainer, 2)
+    train_loop._end_epoch(points, cfg, trainer, 2)
     assert 2 == len(printed)
+    # a survivor came further than rank 0, and the state is from while it did
+    points.add(Point("print", "train", 52, {}, {}))
+    metrics.load_state_dict(state)
+    train_loop._end_epoch(points, cfg, trainer, 2)
+    assert 2 == len(printed) and 0 == metrics.get_meters("train")["loss"].count
+
+
+def test_averages_that_a_survivor_alone_got_to_are_logged_again(patched, tmp_path):
+    survivor = Points(rank=1)
+    bar = make_bar(survivor, tmp_path)
+    log(bar, 52)
+    bar.print({"loss": 2.5, "num_updates": 52}, tag="train", step=52)
+    forget_process()
+    del Writer.made[:]
+    (tmp_path / "log.txt").write_text("")
+    points = Points(rank=0)
+    points.restore(survivor.state(52), 52, pending=True)  # rank 0 died as it wrote a checkpoint
+    assert points.has_averages(52) and not points.has_averages(53)
+    make_bar(points, tmp_path)
+    assert [(52, "loss", 2.5)] == [p for w in Writer.made for p in w.points if p[2] == 2.5]
+    assert 2 == len(text(tmp_path))

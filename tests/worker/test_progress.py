@@ -1,6 +1,9 @@
 """What a rank tells of itself."""
 
+import pytest
+
 from fairseq_ray_plugin.protocol import Activity, Advanced
+from fairseq_ray_plugin.training.own_time import OwnTime
 from fairseq_ray_plugin.training.steps import Steps
 from fairseq_ray_plugin.worker.progress import Progress
 
@@ -21,13 +24,34 @@ def test_progress_is_told_once_a_second_and_whenever_something_else_begins(clock
     assert expected == [message.activity for message in sent]
 
 
-def test_other_ranks_tell_of_their_first_update_alone(clock, link, sent):
+def test_other_ranks_tell_of_their_first_update_alone_where_nothing_is_timed(clock, link, sent):
     told = Progress(link, rank=1, steps=Steps())
     for update in range(1, 31):
         told.advanced(update)
         told.doing(Activity.VALIDATING)
         clock[0] += 1
     assert [Advanced(1, 100.0)] == sent
+
+
+@pytest.mark.parametrize(("world_size", "times"), [(2, 10), (200, 5)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_tells_what_mini_batches_take_it_alone(
+    rank, world_size, times, clock, link, sent
+):
+    own = OwnTime()
+    told = Progress(link, rank, Steps(), own.take, world_size)
+    for update in range(1, 42):
+        told.turn_to("training")  # the batch is there
+        own.add(0.0, 0.1)
+        clock[0] += 0.15
+        told.advanced(update)
+        told.doing(Activity.TRAINING)
+        clock[0] += 0.1
+    there = [message.own for message in sent if getattr(message, "own", None)]
+    assert times == len(there), "once a second, or less where there are many ranks"
+    assert 40 == sum(own.batches for own in there), "all but the first"
+    for own in there:
+        assert 0.1 * own.batches == pytest.approx(own.computing) == pytest.approx(own.data)
 
 
 def test_a_validation_caught_up_with_is_told_and_the_first_update_after_it_at_once(
