@@ -96,9 +96,9 @@ def test_apply_imports_nothing_and_leaves_torch_and_numpy_alone():
         "compat.apply()\n"
         "assert not {'torch', 'numpy', 'fairseq', 'ray'} & sys.modules.keys()\n"
         "import numpy, torch\n"
-        "load = torch.load\n"
+        "load, names = torch.load, hasattr(numpy, 'compat')\n"
         "import fairseq.checkpoint_utils\n"
-        "assert load is torch.load and not hasattr(numpy, 'compat')\n"
+        "assert load is torch.load and hasattr(numpy, 'compat') == names\n"
         "assert 'ray' not in sys.modules\n"
     )
     assert process.returncode == 0, process.stderr[-3000:]
