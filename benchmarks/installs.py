@@ -2,7 +2,7 @@
 
 `python benchmarks/installs.py [NAME ...]`, with the Python whose pips are tried, uv and a C++
 compiler. Each line of the table is a new environment in .installs/, which is removed afterwards.
-The package is tried from outside of the checkout, and trains.
+The commands are tried from outside of the checkout, and some of them train.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ TRIALS = (
     Trial("uv", "wheel", "fairseq-fixed"),
 )
 
+TRAINED = {("uv", "wheel"), ("uv", "sdist"), ("uv", "checkout"), (PIPS[-1], "wheel")}
+"""By installer and source: what pip installs is the same files, whichever pip it is."""
+
 
 class Failed(Exception):
     """A command did not end well; the message is the line that says why."""
@@ -114,11 +117,24 @@ def install(trial: Trial, environment: Path) -> None:
     call(python, "-m", "pip", "install", what)
 
 
-def train(environment: Path) -> str:
-    """The commands answer, and train, from outside of the checkout; returns the versions.
+def ask(environment: Path) -> str:
+    """The commands answer outside of the checkout, fairseq's parser too; returns the versions.
 
     Raises:
         Failed: one of them does not.
+    """
+    command = environment / "bin" / "fairseq-ray-train"
+    for option in ("--help-ray", "--help"):
+        if "--fix-batch-size" not in call(command, option, cwd=FOLDER):
+            raise Failed(f"{option} does not show our options")
+    return call(command, "--version", cwd=FOLDER).splitlines()[-1]
+
+
+def train(environment: Path) -> None:
+    """A small training outside of the checkout, with data that it makes there.
+
+    Raises:
+        Failed: there is no checkpoint of its last update.
     """
     outside = FOLDER / "outside"
     shutil.rmtree(outside, ignore_errors=True)
@@ -127,32 +143,29 @@ def train(environment: Path) -> str:
     for split, part in (("train", words[:8000]), ("valid", words[8000:9000])):
         lines = (" ".join(part[start : start + 20]) for start in range(0, len(part), 20))
         (outside / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    command = environment / "bin" / "fairseq-ray-train"
-    versions = call(command, "--version", cwd=outside).splitlines()[-1]
-    if "--fix-batch-size" not in call(command, "--help-ray", cwd=outside):
-        raise Failed("--help-ray does not show our options")
     tool = (environment / "bin" / "python", "-m", "fairseq_ray_plugin", "preprocess")
     prefixes = ("--trainpref", "train.txt", "--validpref", "valid.txt", "--destdir", "data")
     call(*tool, "--only-source", *prefixes, "--workers", "1", cwd=outside)
+    command = environment / "bin" / "fairseq-ray-train"
     log = call(command, "data", *TRAINING, "--save-dir", "save", cwd=outside)
     if not (outside / "save" / "checkpoint_last.pt").exists():
         raise Failed(log.rstrip().splitlines()[-1])
-    return versions
 
 
 def run(trial: Trial) -> None:
     """Its line is added to the results; its environment is removed."""
     environment = FOLDER / trial.name
-    result = {"installs": "yes", "trains": "", "versions": "", "error": ""}
+    result = {"installs": "no", "answers": "", "trains": "", "error": ""}
     try:
         install(trial, environment)
+        result |= {"installs": "yes", "answers": "no"}
+        result |= {"answers": "yes", "versions": ask(environment)}
+        if (trial.installer, trial.source) in TRAINED:
+            result["trains"] = "no"
+            train(environment)
+            result["trains"] = f"{UPDATES} updates"
     except Failed as error:
-        result |= {"installs": "no", "error": str(error)}
-    else:
-        try:
-            result |= {"trains": f"{UPDATES} updates", "versions": train(environment)}
-        except Failed as error:
-            result |= {"trains": "no", "error": str(error)}
+        result["error"] = str(error)
     shutil.rmtree(environment, ignore_errors=True)
     line = {
         "date": datetime.date.today().isoformat(),
@@ -176,14 +189,18 @@ def write() -> None:
         if (trial.installer, trial.source, trial.extra) not in newest:
             continue
         line = newest[trial.installer, trial.source, trial.extra]
-        outcome = (trial.extra, trial.source, line["installs"], line["trains"], line["error"])
+        keys = ("extra", "source", "installs", "answers", "trains", "error")
+        outcome = tuple(line[key] for key in keys)
         tool = "uv" if trial.installer == "uv" else "pip"
         lines.setdefault((tool, *outcome), []).append(trial.installer)
-    rows = ["| with | extra | from | installs | trains | |", "|---|---|---|---|---|---|"]
-    for (tool, extra, source, installs, trains, error), installers in lines.items():
+    rows = [
+        "| with | extra | from | installs | answers | trains | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (tool, extra, *outcome, error), installers in lines.items():
         who = "uv" if tool == "uv" else f"pip {', '.join(installers)}"
         error = f"`{error}`" if error else ""
-        rows.append(f"| {who} | `{extra}` | {source} | {installs} | {trains} | {error} |")
+        rows.append(f"| {' | '.join([who, f'`{extra}`', *outcome, error])} |")
     before, after = re.split(r"\| with \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
     PAGE.write_text(before + "\n".join(rows) + "\n" + after)
 
