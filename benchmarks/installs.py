@@ -27,6 +27,9 @@ LIMIT_S = 1800
 
 PIPS = ("23.0.1", "23.3.2", "24.0", "24.1.2", "25.3", "26.3")
 FAIRSEQS = ("fairseq", "fairseq-fixed")
+LARGE = ("numpy", "ray", "torch")
+"""uv puts them there before a pip is tried, in seconds: their wheels are every pip's."""
+
 UPDATES = 4
 
 TRAINING = (
@@ -113,6 +116,7 @@ def install(trial: Trial, environment: Path) -> None:
         call(uv(), "pip", "install", "--python", python, what)
         return
     call(sys.executable, "-m", "venv", "--clear", environment)
+    call(uv(), "pip", "install", "--python", python, *LARGE)
     call(python, "-m", "pip", "install", f"pip=={trial.installer}")
     call(python, "-m", "pip", "install", what)
 
@@ -199,7 +203,7 @@ def write() -> None:
     ]
     for (tool, extra, *outcome, error), installers in lines.items():
         who = "uv" if tool == "uv" else f"pip {', '.join(installers)}"
-        error = f"`{error}`" if error else ""
+        error = f"`{error.partition(': for help visit')[0]}`" if error else ""
         rows.append(f"| {' | '.join([who, f'`{extra}`', *outcome, error])} |")
     before, after = re.split(r"\| with \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
     PAGE.write_text(before + "\n".join(rows) + "\n" + after)
