@@ -1,6 +1,7 @@
 # make roberta   pre-train a small RoBERTa on two workers, kill one, and watch it go on
 # make test      run the tests
 # make check     lint, format and types
+# make docs      the site of README and docs/, in build/site; a link that leads nowhere stops it
 # make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
@@ -27,7 +28,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench forks matrix versions storms clean
+.PHONY: roberta test check docs bench forks matrix versions storms clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,6 +42,11 @@ check: $(STAMPS)/check
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMPS)/docs
+	@PYTHONPATH=. $(BIN)/python website/options_page.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in build/site: open build/site/index.html, or $(BIN)/mkdocs serve"
 
 bench: $(STAMPS)/bench
 	@rm -f benchmarks/results.jsonl
@@ -67,7 +73,7 @@ storms: $(STAMPS)/storms
 	@$(BIN)/python benchmarks/durability.py
 
 clean:
-	@rm -rf $(VENV) .forks .versions build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .forks .installs .versions build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -126,6 +132,13 @@ $(STAMPS)/check: constraints.txt | $(STAMPS)/venv
 	@$(drop-half-installed)
 	@echo "Setting up .venv: ruff and mypy (a few seconds) ..."
 	@$(INSTALL) ruff mypy
+	@touch $@
+
+# Not `-e .[docs]`: pages need neither torch nor fairseq.
+$(STAMPS)/docs: constraints.txt | $(STAMPS)/venv
+	@$(drop-half-installed)
+	@echo "Setting up .venv: mkdocs (a few seconds) ..."
+	@$(INSTALL) mkdocs-material
 	@touch $@
 
 # A pip that was interrupted can leave a package that looks installed and is not: pip writes a

@@ -16,7 +16,7 @@ folder = sys.argv[1]
 build_meta.build_wheel(folder)
 build_meta.build_sdist(folder)
 """
-FOLDERS = ("fairseq_ray_plugin", "tests", "examples", "benchmarks", "docs")
+FOLDERS = ("fairseq_ray_plugin", "tests", "examples", "benchmarks", "docs", "website")
 
 
 @pytest.fixture(scope="module")
@@ -50,4 +50,4 @@ def test_a_source_distribution_has_what_its_tests_need(built):
         for path in (data.REPOSITORY / folder).rglob("*.*"):
             if path.is_file() and path.suffix != ".pyc":
                 assert str(path.relative_to(data.REPOSITORY)) in source
-    assert {"Makefile", "constraints.txt", "pyproject.toml"} <= source
+    assert {"Makefile", "constraints.txt", "mkdocs.yml", "pyproject.toml"} <= source

@@ -77,7 +77,7 @@ def require_fairseq() -> None:
         command = os.path.basename(sys.argv[0])
         print(
             f"{command}: error: no fairseq is installed here: install your own, "
-            "or stock fairseq with pip install '.[fairseq]' in this package's checkout",
+            "or stock fairseq with uv pip install '.[fairseq]' in this package's checkout",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -56,9 +56,11 @@ def offer_typing_io() -> None:
 def find_plugins_of_hydra(module: Any) -> None:
     """hydra 1.0 finds its plugins, and fairseq's configuration with them.
 
-    Its core/plugins.py:168 asks finders for ``find_module``, which Python 3.12 has dropped.
+    Its core/plugins.py:168 asks finders for ``find_module``, which Python 3.12 has dropped. hydra
+    1.3 does so on old Pythons alone, and has both names.
     """
-    if "find_module" not in module.Plugins._scan_all_plugins.__code__.co_names:
+    asked = module.Plugins._scan_all_plugins.__code__.co_names
+    if "find_module" not in asked or "find_spec" in asked:
         return
 
     class Finder:

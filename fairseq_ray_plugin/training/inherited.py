@@ -78,16 +78,18 @@ def make(cfg: Any) -> Inherited:
     if cfg.common.model_parallel_size > 1 or cfg.common.tpu:
         raise NotInherited("the model is made on the device")
     log: list[logging.LogRecord] = []
-    num_threads = _num_threads()
     try:
         with _one_thread(), _without_rank(cfg), _no_device(), _kept(log):
+            num_threads = _num_threads()
             np.random.seed(cfg.common.seed)
             utils.set_torch_seed(cfg.common.seed)
             task = tasks.setup_task(cfg.task)
             model = task.build_model(cfg.model)
+            # before their number is set back: torch 2.4 starts some then, and anew once forked
+            has_new_threads = _num_threads() > num_threads
     except Exception as error:
         raise NotInherited(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
-    if _num_threads() > num_threads:
+    if has_new_threads:
         raise NotInherited("making them starts threads")
     return Inherited(task, model, np.random.get_state(), torch.get_rng_state(), tuple(log))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from fairseq.models import distributed_fairseq_model
+from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.training import raw
@@ -58,6 +60,8 @@ def load(
 
 def without_first_sync() -> None:
     """Patch fairseq: DDP does not make the model alike on all ranks, which a state will do."""
+    if "init_sync" not in inspect.signature(DistributedDataParallel.__init__).parameters:
+        return  # torch 2.4 always does, which takes longer and changes nothing
 
     @patch(distributed_fairseq_model, "DistributedDataParallel")
     def without_sync(original: Any, **options: Any) -> Any:

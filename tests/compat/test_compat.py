@@ -4,8 +4,10 @@ A patch acts at import, so the checks run in child processes: see compat_checks.
 """
 
 import json
+import pkgutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import compat_checks
 import pytest
@@ -13,6 +15,7 @@ from compat_checks import EXPECTED_WITHOUT_PATCH
 from data import environment
 
 from fairseq_ray_plugin import compat
+from fairseq_ray_plugin.compat import versions
 
 TO_IMPORT_FAIRSEQ = {"dataclass_defaults", "typing_io", "hydra_plugins"}
 """Patches without which nothing else can be tried on one Python or another."""
@@ -89,6 +92,22 @@ def test_hydra_works_with_its_patches_alone(name, since, error):
         assert 0 == without.returncode
 
 
+@pytest.mark.parametrize(
+    ("scan", "patched"),
+    [
+        (lambda importer: importer.find_module("x"), True),
+        (lambda importer: (importer.find_module("x"), importer.find_spec("x")), False),
+        (lambda importer: importer.find_spec("x"), False),
+    ],
+    ids=["hydra 1.0", "hydra 1.3", "hydra to come"],
+)
+def test_a_hydra_that_knows_current_python_finds_its_plugins_itself(scan, patched):
+    plugins = SimpleNamespace(_scan_all_plugins=scan)
+    module = SimpleNamespace(Plugins=plugins, pkgutil=pkgutil)
+    versions.find_plugins_of_hydra(module)
+    assert patched == (module.pkgutil is not pkgutil)
+
+
 def test_apply_imports_nothing_and_leaves_torch_and_numpy_alone():
     process = python(
         "import sys\n"
@@ -96,9 +115,9 @@ def test_apply_imports_nothing_and_leaves_torch_and_numpy_alone():
         "compat.apply()\n"
         "assert not {'torch', 'numpy', 'fairseq', 'ray'} & sys.modules.keys()\n"
         "import numpy, torch\n"
-        "load = torch.load\n"
+        "load, names = torch.load, hasattr(numpy, 'compat')\n"
         "import fairseq.checkpoint_utils\n"
-        "assert load is torch.load and not hasattr(numpy, 'compat')\n"
+        "assert load is torch.load and hasattr(numpy, 'compat') == names\n"
         "assert 'ray' not in sys.modules\n"
     )
     assert process.returncode == 0, process.stderr[-3000:]

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 import torch.distributed as dist
+from fairseq.models import distributed_fairseq_model
 from test_raw import same_bits, state
 
 from fairseq_ray_plugin.training import raw, transfer
@@ -88,3 +89,26 @@ def test_only_who_has_the_file_reads_it(all_have_it, tmp_path):
         return same_bits(expected, got), len(reads)
 
     assert [(True, 1), (True, int(all_have_it))] == in_two_processes(rank_of, tmp_path)
+
+
+class AlwaysSyncs:
+    """torch 2.4's DDP, as far as what it takes."""
+
+    def __init__(self, module):
+        self.module = module
+
+
+class SyncsIfAsked:
+    def __init__(self, module, init_sync=True):
+        self.module, self.init_sync = module, init_sync
+
+
+@pytest.mark.parametrize(
+    ("ddp", "asked"), [(AlwaysSyncs, {}), (SyncsIfAsked, {"init_sync": False})]
+)
+def test_the_first_sync_is_left_out_where_torch_can_do_without(ddp, asked, monkeypatch):
+    monkeypatch.setattr(transfer, "DistributedDataParallel", ddp)
+    monkeypatch.setattr(distributed_fairseq_model, "DistributedDataParallel", ddp)
+    transfer.without_first_sync()
+    made = distributed_fairseq_model.DistributedDataParallel(module="model")
+    assert {"module": "model"} | asked == vars(made)
