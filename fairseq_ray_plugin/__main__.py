@@ -4,7 +4,7 @@ It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without 
 SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
 what the control loop decides on the observations of a recorded run; ``checkpoints SAVE_DIR`` lists
 the checkpoints there, and whether they are whole; ``report SAVE_DIR`` says where
-a run's time went.
+a run's time went; ``aws`` prepares an account for `ray up`.
 """
 
 import importlib
@@ -42,6 +42,7 @@ def main() -> int | None:
             "python -m fairseq_ray_plugin checkpoints SAVE_DIR  reads checkpoints, and lists them"
         )
         print("python -m fairseq_ray_plugin report SAVE_DIR   says where a run's time went")
+        print("python -m fairseq_ray_plugin aws prepare|check|clean  what ray up needs on AWS")
         return 0
     if tool == "replay":
         return replay(sys.argv[2:])
@@ -51,6 +52,10 @@ def main() -> int | None:
         from fairseq_ray_plugin.page import command
 
         return command.main(sys.argv[2:])
+    if tool == "aws":
+        from fairseq_ray_plugin.aws import command as aws_command
+
+        return aws_command.main(sys.argv[2:])
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])
