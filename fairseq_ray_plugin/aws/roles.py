@@ -41,15 +41,17 @@ def of_head(cluster: str, worker_role: str, bucket: str | None) -> Document:
         worker_role: its ARN; the head hands it to the workers that it starts.
     """
     its_own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": cluster}}
+    at_start = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
     statements: list[Document] = [
+        {"Effect": "Allow", "Action": ["ec2:RunInstances", "ec2:Describe*"], "Resource": "*"},
+        # who may mark any machine may end any that is marked
+        {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "*", "Condition": at_start},
         {
             "Effect": "Allow",
-            "Action": ["ec2:RunInstances", "ec2:CreateTags", "ec2:Describe*"],
-            "Resource": "*",
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ec2:TerminateInstances", "ec2:StopInstances", "ec2:StartInstances"],
+            "Action": [
+                *("ec2:CreateTags", "ec2:TerminateInstances"),
+                *("ec2:StopInstances", "ec2:StartInstances"),
+            ],
             "Resource": "*",
             "Condition": its_own,
         },

@@ -8,6 +8,8 @@ import re
 import pytest
 from data import REPOSITORY
 
+from fairseq_ray_plugin.aws import roles
+
 PAGE = (REPOSITORY / "docs" / "aws.md").read_text()
 RIGHTS = json.loads(re.search(r"<!-- rights -->\n```json\n(.*?)```", PAGE, re.S)[1])
 
@@ -88,3 +90,15 @@ def test_a_right_that_is_lacking_is_said_in_one_line(right, cloud, capsys):
     operation = right.partition(":")[2].rstrip("*")
     assert re.search(f"AWS refuses {operation}.*rights it takes are listed in docs/aws.md", line)
     assert 0 == cloud.aws("prepare", "--yes") == cloud.aws("check"), "it cannot be completed"
+
+
+def test_the_head_may_change_no_machine_but_those_of_its_cluster():
+    document = roles.of_head("mine", "arn:aws:iam::1:role/mine-worker", "my-runs")
+    for statement in document["Statement"]:
+        if statement["Resource"] == "*" and "Condition" not in statement:
+            assert ["ec2:RunInstances", "ec2:Describe*"] == statement["Action"]
+        elif "ec2:TerminateInstances" in statement["Action"]:
+            its_own = {"ec2:ResourceTag/ray-cluster-name": "mine"}
+            assert {"StringEquals": its_own} == statement["Condition"]
+    [passed] = [s for s in document["Statement"] if s["Action"] == "iam:PassRole"]
+    assert "arn:aws:iam::1:role/mine-worker" == passed["Resource"]
