@@ -56,6 +56,17 @@ def test_kuberay_takes_the_manifests(manifest):
     jsonschema.validate(manifest, schema)
 
 
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_kubernetes_takes_the_pods(spec):
+    """By its own definitions, and no field that it does not know."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    data = yaml.safe_load((EXAMPLES / "data.yaml").read_text())
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for resource in (data, *(pod | {"spec": pod_of(group)[0]} for group in groups)):
+        kubernetes_validate.validate(resource, "1.34", strict=True)
+
+
 def closed(schema):
     """Kubernetes drops fields that a definition does not know; here they are errors."""
     if isinstance(schema, dict):
