@@ -4,7 +4,7 @@ It is ``fairseq-TOOL ...`` with ``compat`` applied, in this process and without 
 SCRIPT ...`` is ``python SCRIPT ...``, for any script that imports fairseq. ``replay FILE`` shows
 what the control loop decides on the observations of a recorded run; ``checkpoints SAVE_DIR`` lists
 the checkpoints there, and whether they are whole; ``report SAVE_DIR`` says where
-a run's time went; ``dashboard`` prints one for Grafana.
+a run's time went; ``dashboard`` prints one for Grafana; ``aws`` prepares an account for ``ray up``.
 """
 
 import importlib
@@ -44,6 +44,7 @@ def main() -> int | None:
         )
         print("python -m fairseq_ray_plugin report SAVE_DIR   says where a run's time went")
         print("python -m fairseq_ray_plugin dashboard         prints a dashboard for Grafana")
+        print("python -m fairseq_ray_plugin aws prepare|check|clean  what ray up needs on AWS")
         return 0
     if tool == "replay":
         return replay(sys.argv[2:])
@@ -57,6 +58,10 @@ def main() -> int | None:
         there = importlib.resources.files("fairseq_ray_plugin.page") / "dashboard.json"
         print(there.read_text(), end="")
         return 0
+    if tool == "aws":
+        from fairseq_ray_plugin.aws import command as aws_command
+
+        return aws_command.main(sys.argv[2:])
     compat.apply()
     if tool == "run":
         return run(sys.argv[2:])

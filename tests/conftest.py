@@ -155,10 +155,9 @@ class Nodes:
 def pod(head):
     """A node as it is started in a pod: one process in the foreground, with all else below it."""
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
-    with subprocess.Popen(
-        [ray, "start", "--address", head.address, "--num-cpus", "1", "--block"],
-        stdout=subprocess.DEVNULL,
-    ) as pod:
+    start = f"ulimit -n 65536; {ray} start --address {head.address} --num-cpus 1 --block"
+    # as KubeRay has it: bash becomes its last command, or a pod's end would reach no one
+    with subprocess.Popen(["bash", "-c", "--", start], stdout=subprocess.DEVNULL) as pod:
         try:
             yield pod
         finally:

@@ -16,7 +16,7 @@ FIX_BATCH_SIZE=${FIX_BATCH_SIZE:-2048}              # sequences an update, howev
 SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-1000} # a checkpoint every so many updates
 RAY_ADDRESS=${RAY_ADDRESS:-auto}                    # the cluster this machine belongs to
 
-mkdir -p "$SAVE_DIR"
+case $SAVE_DIR in *://*) ;; *) mkdir -p "$SAVE_DIR" ;; esac  # s3://... needs no folder
 
 exec fairseq-ray-train --fp16 "$DATA_DIR" \
     --ray-address "$RAY_ADDRESS" --fix-batch-size "$FIX_BATCH_SIZE" \
