@@ -2,6 +2,8 @@
 # make test      run the tests
 # make check     lint, format and types
 # make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
+# make goodput   measure what gets trained while nodes come and go, side by side with others (1 hour and
+#                a half, on a quiet machine; goes on where it was)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
@@ -27,7 +29,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check bench forks matrix versions storms clean
+.PHONY: roberta test check bench goodput forks matrix versions storms clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -48,6 +50,10 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
 	@$(BIN)/python benchmarks/simulate.py
+
+goodput: $(STAMPS)/bench
+	@$(BIN)/python benchmarks/goodput.py
+	@$(BIN)/python benchmarks/peers_at_size.py
 
 forks: $(STAMPS)/test
 	@$(call test-with-fork,fairseq-fixed,fairseq-fixed)
