@@ -1,8 +1,10 @@
-"""A replica as torchft has them: its Manager and DDP around fairseq's model, task and criterion.
+"""A replica as torchft has them: its Manager around fairseq's model, task and criterion.
 
-As in torchft's example, and run by torchrun as there, one process a replica group. Each replica
-adds a part of the batch of its own, so that an update is smaller while there are fewer of them; one
-in which a replica is lost is dropped. Arguments are fairseq-train's, plus
+Used as torchft's DDP and Optimizer use it, and run by torchrun as in its example, one process a
+replica group. (Its DDP itself does not survive a peer over gloo: 0.2.0 asserts that there is a
+future, where gloo has raised.) Each replica adds a part of the batch of its own, so that an update
+is smaller while there are fewer of them; one in which a replica is lost is dropped. Arguments are
+fairseq-train's, plus
 
     --fix-batch-size N   samples of an update while all replicas are there
     --replicas N         how many that is
@@ -10,7 +12,6 @@ in which a replica is lost is dropped. Arguments are fairseq-train's, plus
 `TORCHFT_LIGHTHOUSE` says where the lighthouse is, and `REPLICA` which replica this is.
 """
 
-import contextlib
 import math
 import os
 import sys
@@ -28,8 +29,7 @@ import recorder  # noqa: E402
 import torch  # noqa: E402
 from fairseq import options, tasks, utils  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
-from fairseq.distributed import ModuleProxyWrapper  # noqa: E402
-from torchft import DistributedDataParallel, Manager, ProcessGroupGloo  # noqa: E402
+from torchft import Manager, ProcessGroupGloo  # noqa: E402
 
 LIMIT = timedelta(seconds=30)
 
@@ -68,12 +68,11 @@ def main():
         load(saved["user"])
         manager.load_state_dict(saved["torchft"])
     batches = batches_of(task, model, cfg, args.replicas)
-    ddp = ModuleProxyWrapper(DistributedDataParallel(manager, model))
     per_update = args.fix_batch_size // args.batch_size // args.replicas
     every = args.save_interval_updates
     while manager.current_step() < cfg.optimization.max_update:
         set_lr(optimizer, args, manager.current_step())
-        update(manager, optimizer, ddp, criterion, [next(batches) for _ in range(per_update)])
+        update(manager, optimizer, model, criterion, [next(batches) for _ in range(per_update)])
         if every and manager.current_step() % every == 0 and manager.participating_rank() == 0:
             torch.save({"user": state(), "torchft": manager.state_dict()}, f"{checkpoint}.new")
             os.replace(f"{checkpoint}.new", checkpoint)
@@ -102,19 +101,18 @@ def set_lr(optimizer, args, step):
         group["lr"] = args.lr[0] * factor
 
 
-def update(manager, optimizer, ddp, criterion, batches):
+def update(manager, optimizer, model, criterion, batches):
     """A step of all replicas that are there; written down if it counts."""
     begun = {"kind": "begun", "time": time.time()}
     manager.start_quorum()
     optimizer.zero_grad()
     time.sleep(recorder.PACE * len(batches))
     total, size = 0.0, 0
-    for number, batch in enumerate(batches):
-        is_last = number == len(batches) - 1
-        with contextlib.nullcontext() if is_last else ddp.no_sync():
-            loss, sample_size, _ = criterion(ddp, batch)
-            (loss / sample_size / len(batches)).backward()
+    for batch in batches:
+        loss, sample_size, _ = criterion(model, batch)
+        (loss / sample_size / len(batches)).backward()
         total, size = total + float(loss.detach()), size + int(sample_size)
+    reduce(manager, [p.grad for p in model.parameters() if p.grad is not None])
     if not manager.should_commit():
         return
     optimizer.step()
@@ -129,6 +127,15 @@ def update(manager, optimizer, ddp, criterion, batches):
     recorder.write(line | begun)
     done = {"kind": "done", "time": time.time(), "loss": total / size / math.log(2)}
     recorder.write(line | done)
+
+
+def reduce(manager, gradients):
+    """The mean over all replicas, in one message."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    manager.allreduce(flat).wait()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 if __name__ == "__main__":

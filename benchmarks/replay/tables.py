@@ -56,7 +56,7 @@ def of_kind(lines: Sequence[Line], kind: str) -> list[Line]:
 def trace(lines: Sequence[Line]) -> str:
     rows = []
     for run in of_kind(lines, "trace"):
-        name = f"{NAMES[run['contestant']]}, {run['speed']:g} times"
+        name = f"{NAMES[run['contestant']]}, {run['speed']:g} times, from hour {run['from_h']:g}"
         if "goodput" not in run:
             rows.append((name, run["failed"]))
             continue
@@ -148,7 +148,7 @@ def spent(lines: Sequence[Line]) -> str:
     kinds = [kind for kind in runs[0]["account"]["spent"]]
     rows = [
         (
-            f"{run['speed']:g} times",
+            f"{run['speed']:g} times, from hour {run['from_h']:g}",
             percent(run["account"]["goodput"]),
             *(f"{run['account']['spent'][kind]:.1f}" for kind in kinds),
         )
