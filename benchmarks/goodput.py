@@ -51,7 +51,7 @@ SIZES = (1, 2, 3, 4)
 SAVE_EVERY = 10
 """Updates, where the cost of a checkpoint is measured."""
 
-NUM_REFERENCE = 2000
+NUM_REFERENCE = 1500
 KEYS = ("kind", "contestant", "size", "mtbf_s", "speed", "from_h")
 """What tells one line of results from another."""
 
