@@ -158,6 +158,18 @@ def measure(
     )
 
 
+def restarts(updates: Sequence[Update], faults: Sequence[float]) -> list[float]:
+    """Seconds from each fault to the end of the first update of ranks that began after it."""
+    began: dict[str, float] = {}
+    for update in updates:
+        began.setdefault(update.group, update.at)
+    return [
+        next(at for at in sorted(began.values()) if at > fault) - fault
+        for fault in faults
+        if max(began.values(), default=0.0) > fault
+    ]
+
+
 def _possible(
     slots: Sequence[tuple[float, int]], rate: Mapping[int, float], since: float, until: float
 ) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replay.launchers import Launcher, Ours, wait_until
-from replay.measure import Update, measure, updates_of
+from replay.measure import Update, measure, restarts, updates_of
 from replay.schedule import Schedule
 
 BEGIN_LIMIT_S = 120.0
@@ -81,18 +81,6 @@ def replay(launcher: Launcher, schedule: Schedule, rate: Mapping[int, float]) ->
 def _wait(launcher: Launcher, until: float) -> None:
     while (left := until - time.time()) > 0 and launcher.is_alive():
         time.sleep(min(left, 0.2))
-
-
-def restarts(updates: Sequence[Update], faults: Sequence[float]) -> list[float]:
-    """Seconds from each fault to the end of the first update of ranks that began after it."""
-    began: dict[str, float] = {}
-    for update in updates:
-        began.setdefault(update.group, update.at)
-    return [
-        next(at for at in sorted(began.values()) if at > fault) - fault
-        for fault in faults
-        if max(began.values(), default=0.0) > fault
-    ]
 
 
 def losses(done: Sequence[Mapping[str, Any]], updates: Sequence[Update]) -> dict[str, Any]:

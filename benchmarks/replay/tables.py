@@ -123,8 +123,8 @@ def kills(lines: Sequence[Line]) -> str:
             rows.append((name, *(cell(of.get(mtbf_s)) for mtbf_s in asked)))
     formula = []
     for mtbf_s in asked:
-        at = statistics.median(between(r) for r in runs if r["mtbf_s"] == mtbf_s and "faults" in r)
-        share = optimum(lines, at)
+        came = [between(run) for run in runs if run["mtbf_s"] == mtbf_s and "faults" in run]
+        share = optimum(lines, statistics.median(came or [mtbf_s]))
         formula.append("not known" if share is None else percent(share))
     if asked:
         rows.append(("Young-Daly, with torchrun's costs", *formula))

@@ -7,7 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from replay.measure import Loss, Update, measure, rate_of, save_seconds, updates_of
+from replay import tables
+from replay.measure import Loss, Update, measure, rate_of, restarts, save_seconds, updates_of
 from replay.schedule import of_kills, of_places, of_trace
 from simulation.arrivals import Change
 
@@ -77,6 +78,28 @@ def test_what_a_checkpoint_takes_is_told_from_the_time_between_updates():
         at += 2.5 if number % 10 == 0 else 2.0
     assert rate_of(updates(*times), 10) == pytest.approx(10.0)
     assert save_seconds(updates(*times), 10) == pytest.approx(0.5)
+
+
+def test_a_restart_ends_with_the_first_update_of_ranks_that_began_after_the_fault():
+    run = updates((0, 0, "a", 2), (1, 1, "a", 2), (2, 2, "b", 1), (5.5, 2, "c", 2))
+    assert restarts(run, [1.5, 3.0, 6.0]) == [0.5, 2.5]  # the last one is not over
+
+
+def test_tables_say_what_was_measured_and_what_was_not_run():
+    run = {"seconds": 100.0, "faults": 10, "goodput": 0.5, "restarts_s": [4.0]}
+    lines = [
+        {"kind": "undisturbed", "size": 2, "samples_s": 10.0, "save_s": 0.5},
+        {"kind": "mtbf", "contestant": "torchrun", "mtbf_s": 10.0, **run},
+        {"kind": "mtbf", "contestant": "ours", "mtbf_s": 10.0, **run, "goodput": 0.9},
+        {"kind": "mtbf", "contestant": "ours", "mtbf_s": 30.0, "failed": "no update"},
+    ]
+    assert tables.kills(lines[:3]).splitlines()[2:] == [
+        "| fairseq-ray-train | 90.0% (10 in 100 s) |",
+        "| stock fairseq under elastic torchrun | 50.0% (10 in 100 s) |",
+        "| Young-Daly, with torchrun's costs | 47.9% |",
+    ]
+    assert "| did not begin |" in tables.kills(lines)
+    assert "| not run |" in tables.kills(lines)
 
 
 def test_an_instance_takes_the_first_free_place():
