@@ -34,7 +34,7 @@ import faults
 import recovery_at_size
 import tables
 from replay.launchers import LAUNCHERS, Launcher, wait_until
-from replay.tables import NAMES
+from replay.tables import NAMES, NOT_RUN
 from simulation.tables import table
 
 RESULTS = faults.ROOT / "benchmarks" / "at_size.jsonl"
@@ -204,7 +204,7 @@ def rows(results: list[dict]) -> str:
         u = f"{result['u_s']} s" + (f", {result['c_s']} s" if "c_s" in result else "")
         name = f"{result['arch']}, {NAMES[result['contestant']]}"
         told.append((name, u, f"{result['start_s']} s" if "start_s" in result else "", *cells))
-    return table(("", "u, c", "start to first update", *EVENTS.values()), told)
+    return table(("", "u, c", "start to first update", *EVENTS.values()), told) if told else NOT_RUN
 
 
 def cell(events: list[dict], kind: str) -> str:

@@ -33,18 +33,26 @@ PER_UPDATE = 24
 
 LAST_UPDATES = 50
 
+PICTURE = (
+    "![Training while nodes come and go, what was not trained, and goodput over the time between "
+    "kills](goodput.svg)"
+)
+NOT_RUN = "Not run yet."
+
 Line = Mapping[str, Any]
 
 
 def write(lines: Sequence[Line], docs: Path) -> None:
     """Each table between its markers; what has not been run is left out."""
+    is_drawn = bool(of_kind(lines, "trace") and of_kind(lines, "mtbf"))
+    if is_drawn:
+        draw(lines, docs / "goodput.svg")
     page = (docs / "performance.md").read_text()
+    page = put(page, "picture of goodput", PICTURE if is_drawn else NOT_RUN)
     page = put(page, "goodput", trace(lines))
     page = put(page, "goodput of kills", kills(lines))
     page = put(page, "goodput of ours", spent(lines))
     (docs / "performance.md").write_text(page)
-    if of_kind(lines, "trace") and of_kind(lines, "mtbf"):
-        draw(lines, docs / "goodput.svg")
 
 
 def of_kind(lines: Sequence[Line], kind: str) -> list[Line]:
@@ -73,7 +81,7 @@ def trace(lines: Sequence[Line]) -> str:
             )
         )
     head = ("", "goodput", *(kind.value for kind in Loss), "longest pause", "redone")
-    return table((*head, "loss at the end (undisturbed)"), rows)
+    return table((*head, "loss at the end (undisturbed)"), rows) if rows else NOT_RUN
 
 
 def reference(lines: Sequence[Line], run: Line) -> str:
@@ -126,8 +134,9 @@ def kills(lines: Sequence[Line]) -> str:
         came = [between(run) for run in runs if run["mtbf_s"] == mtbf_s and "faults" in run]
         share = optimum(lines, statistics.median(came or [mtbf_s]))
         formula.append("not known" if share is None else percent(share))
-    if asked:
-        rows.append(("Young-Daly, with torchrun's costs", *formula))
+    if not asked:
+        return NOT_RUN
+    rows.append(("Young-Daly, with torchrun's costs", *formula))
     return table(("", *(f"{mtbf_s:g} s" for mtbf_s in asked)), rows)
 
 
@@ -144,7 +153,7 @@ def spent(lines: Sequence[Line]) -> str:
     """Ours by its own account."""
     runs = [run for run in of_kind(lines, "trace") if "account" in run]
     if not runs:
-        return table(("",), [])
+        return NOT_RUN
     kinds = [kind for kind in runs[0]["account"]["spent"]]
     rows = [
         (
