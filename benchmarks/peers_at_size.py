@@ -46,7 +46,7 @@ CALM = 3
 LIMIT_S = 300.0
 OURS = ("--no-save", "--ray-snapshot-updates", "0")
 OTHERS = ("--save-interval-updates", SAVE_EVERY, "--keep-interval-updates", 1)
-STOCK = ("--ddp-backend", "legacy_ddp", "--no-epoch-checkpoints", "--no-last-checkpoints")
+STOCK = ("--ddp-backend", "legacy_ddp", "--no-epoch-checkpoints")
 EVENTS = {
     "kill-process": "a training process is killed",
     "kill-node": "a node is killed",
@@ -101,8 +101,9 @@ def measure(folder: Path, text: Path, name: str, arguments: argparse.Namespace) 
         print(launcher.runs[0].tail(), file=sys.stderr)
     finally:
         launcher.end()
-    steps = launcher.runs[0].steps()
-    result |= {"u_s": round(statistics.median(recovery_at_size.update_times(steps)), 2)}
+    steps = [step for step in launcher.runs[0].steps() if step["world"] == 2]
+    times = recovery_at_size.update_times(steps)
+    result["u_s"] = round(statistics.median(times), 2) if times else None
     if name == "ours":
         result["c_s"] = round(recovery_at_size.copy_seconds(launcher.runs[0]), 2)
     return result | {"redone": launcher.runs[0].redone(), "events": bench.events}
