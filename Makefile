@@ -2,8 +2,8 @@
 # make test      run the tests
 # make check     lint, format and types
 # make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
-# make goodput   measure what gets trained while nodes come and go, side by side with others (1 hour and
-#                a half, on a quiet machine; goes on where it was)
+# make goodput   measure what gets trained while nodes come and go, side by side with others (2 hours, on
+#                a quiet machine; after an interruption it goes on where it was)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)

@@ -1,9 +1,10 @@
 """What share of the possible training gets done while nodes come and go: ours, and others.
 
-    python benchmarks/goodput.py                                      all; about 80 minutes
+    python benchmarks/goodput.py                                      all; about an hour and a half
     python benchmarks/goodput.py --only undisturbed                   what all is compared with
     python benchmarks/goodput.py --only trace --contestants ours      5 1/2 minutes
     python benchmarks/goodput.py --only mtbf --mtbf-s 10              all contestants, 6 minutes
+    python benchmarks/goodput.py --only mtbf --mtbf-s 600 --contestants ours   10 1/2 minutes
 
 Everybody trains the same small model with the same samples an update, on four nodes of one slot,
 two where processes are killed. Each mini-batch takes 50 ms longer, as on a device that computes

@@ -11,7 +11,7 @@ from replay.launchers import Launcher, Ours, wait_until
 from replay.measure import Update, measure, restarts, updates_of
 from replay.schedule import Schedule
 
-BEGIN_LIMIT_S = 120.0
+BEGIN_LIMIT_S = 240.0
 LAST_UPDATES = 50
 """The loss at the end is the mean of so many."""
 
