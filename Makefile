@@ -3,6 +3,8 @@
 # make check     lint, format and types
 # make docs      the site of README and docs/, in build/site; a link that leads nowhere stops it
 # make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
+# make goodput   measure what gets trained while nodes come and go, side by side with others (2 hours, on
+#                a quiet machine; after an interruption it goes on where it was)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
@@ -28,7 +30,7 @@ STAMPS := $(VENV)/stamps
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(BIN)/python -m pip install -q -q
 
-.PHONY: roberta test check docs bench forks matrix versions storms clean
+.PHONY: roberta test check docs bench goodput forks matrix versions storms clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -54,6 +56,10 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
 	@$(BIN)/python benchmarks/simulate.py
+
+goodput: $(STAMPS)/bench
+	@$(BIN)/python benchmarks/goodput.py
+	@$(BIN)/python benchmarks/peers_at_size.py
 
 forks: $(STAMPS)/test
 	@$(call test-with-fork,fairseq-fixed,fairseq-fixed)

@@ -35,10 +35,15 @@ def write() -> None:
         results[result["fault"], result["contestant"]].append(result)
     page = PAGE.read_text()
     for name, table in (("faults", faults(results)), ("speed", speed(results))):
-        before, rest = page.split(f"<!-- {name} -->")
-        _, after = rest.split(f"<!-- end of {name} -->")
-        page = f"{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->{after}"
+        page = put(page, name, table)
     PAGE.write_text(page)
+
+
+def put(page: str, name: str, table: str) -> str:
+    """The page with the table between its markers."""
+    before, rest = page.split(f"<!-- {name} -->")
+    _, after = rest.split(f"<!-- end of {name} -->")
+    return f"{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->{after}"
 
 
 def faults(results) -> str:

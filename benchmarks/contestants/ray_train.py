@@ -43,6 +43,7 @@ def run():
 
     parser = options.get_training_parser()
     parser.add_argument("--ray-address", default="auto")
+    parser.add_argument("--max-workers", type=int, default=2)
     parser.add_argument(
         "--fix-batch-size",
         default=None,
@@ -55,7 +56,7 @@ def run():
         train,
         train_loop_config={"args": args, "fixed": args.fix_batch_size},
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=(1, 2), use_gpu=False),
+        scaling_config=ScalingConfig(num_workers=(1, args.max_workers), use_gpu=False),
         run_config=RunConfig(
             failure_config=FailureConfig(max_failures=-1),
             storage_path=os.path.abspath(args.save_dir) + "_ray_train",

@@ -9,6 +9,8 @@ signal that the process sends itself, "raise", "hang" (a deadlock), or to a para
 same update happen together, or the first would stop the other ranks before theirs.
 FAIRSEQ_PAUSE: seconds that every update takes longer, so that there is time to disturb a run on
 a machine of any speed; until a file `hurry` is in the folder.
+FAIRSEQ_PACE: seconds that every mini-batch takes longer, as on a device that computes while the CPU
+waits: updates then scale with the ranks, however few cores there are; until `hurry`, too.
 """
 
 import atexit
@@ -26,6 +28,7 @@ from fairseq.trainer import Trainer
 
 FOLDER = os.environ.get("FAIRSEQ_RECORD")
 PAUSE = float(os.environ.get("FAIRSEQ_PAUSE", "0"))
+PACE = float(os.environ.get("FAIRSEQ_PACE", "0"))
 FAULTS = json.loads(os.environ.get("FAIRSEQ_FAULTS", "[]"))
 
 
@@ -105,10 +108,12 @@ def record(original):
         line = {"rank": rank, "world": world, "pid": os.getpid(), "group": group, "ids": ids}
         write(line | {"kind": "begun", "update": coming, "time": time.time()})
         fail_if_asked("begin", coming)
-        if PAUSE and not os.path.exists(os.path.join(FOLDER, "hurry")):
-            time.sleep(PAUSE)
+        pause_s = PAUSE + PACE * sum(bool(sample) for sample in samples)
+        if pause_s and not os.path.exists(os.path.join(FOLDER, "hurry")):
+            time.sleep(pause_s)
         result = original(trainer, samples, *args, **kwargs)
-        write(line | {"kind": "done", "update": trainer.get_num_updates(), "time": time.time()})
+        line |= {"kind": "done", "update": trainer.get_num_updates(), "time": time.time()}
+        write(line | {"loss": (result or {}).get("loss")})
         return result
 
     return train_step
