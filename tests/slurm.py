@@ -1,7 +1,7 @@
 """A real Slurm on this machine: its controller, and nodes that are as good as machines.
 
 Needs root, and the packages slurm-wlm and munge. Each node is a host of `network.py` with a name,
-processes and a /dev/shm of its own; other files they share with each other and with us.
+processes, /dev/shm and /tmp of its own; other files they share with each other and with us.
 """
 
 import contextlib
@@ -54,11 +54,12 @@ class Slurm:
     """A cluster of so many nodes, n1, n2, ..., of one CPU each.
 
     Args:
-        folder: for its configuration, state and logs; all nodes see it.
+        folder: for its configuration, state and logs.
+        shared: what of /tmp all nodes see; the rest of it is each node's own.
     """
 
-    def __init__(self, folder, num_nodes):
-        self.folder = folder
+    def __init__(self, folder, num_nodes, shared):
+        self.folder, self.shared = folder, shared
         self.names = [f"n{number + 1}" for number in range(num_nodes)]
         self.undo = contextlib.ExitStack()
         self.nodes = {}
@@ -119,17 +120,20 @@ class Slurm:
     def start(self, name):
         """The node is switched on."""
         host = self.network.hosts[self.names.index(name)]
-        script = (
-            f"hostname {name} && mount --bind {self.folder}/hosts /etc/hosts && "
-            "mount -t tmpfs none /dev/shm && "
-            # the shell is the node's init: it takes the orphans
-            f"{{ slurmd -D -N {name} & wait; }}"
-        )
+        script = [f"hostname {name}", f"mount --bind {self.folder}/hosts /etc/hosts"]
+        script += [f"mount -t tmpfs none {own}" for own in ("/dev/shm", "/mnt")]
+        for number, path in enumerate(self.shared):
+            script.append(f"mkdir /mnt/{number} && mount --bind {path} /mnt/{number}")
+        script.append("mount -t tmpfs none /tmp")
+        for number, path in enumerate(self.shared):
+            script.append(f"mkdir -p {path} && mount --move /mnt/{number} {path}")
+        # the shell is the node's init: it takes the orphans
+        script.append(f"{{ slurmd -D -N {name} & wait; }}")
         with host.inside():
             # ours, or its death would be the node's
             self.nodes[name] = self._run(
                 *("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child"),
-                *("--mount-proc", "bash", "-c", script),
+                *("--mount-proc", "bash", "-c", " && ".join(script)),
             )
 
     def switch_off(self, name):
