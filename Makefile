@@ -11,7 +11,7 @@
 # make versions  run a quarter of the fast tests, and kills of real trainings, with the lowest and the
 #                newest Python, Ray, torch and numpy (about an hour, 25 GB)
 # make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...; then
-#                docs/durability.md (about an hour, as root)
+#                docs/durability.md (about an hour, as root; Slurm's with slurm-wlm and munge)
 # make clean     remove everything that the other targets made, .venv included
 #
 # Whichever comes first makes .venv with the versions in constraints.txt; an interrupted set-up

@@ -186,6 +186,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
         loaders.keep_optimizer_from(trainer)
+        loaders.silence_orphans()
         keeper.steps.end("data")
         return extra_state, epoch_itr
 

@@ -50,17 +50,18 @@ class Host:
 
 
 class Network:
-    """Two hosts that reach each other and this machine; all gone at the end.
+    """Hosts that reach each other and this machine; all gone at the end.
 
     Args:
         home: this machine's address.
+        num_hosts: two, or more.
 
     Raises:
         OSError, subprocess.CalledProcessError: this machine does not let us.
     """
 
-    def __init__(self, home):
-        self.home = home
+    def __init__(self, home, num_hosts=2):
+        self.home, self.num_hosts = home, num_hosts
         self.name = f"frp{uuid.uuid4().hex[:6]}"
         self.subnet = int(self.name[-2:], 16)  # test runs side by side must not meet
         self.address = NETWORK.format(self.subnet, 1)
@@ -74,7 +75,7 @@ class Network:
             self.undo.callback(ip, "link", "del", self.name)
             ip("addr", "add", f"{self.address}/24", "dev", self.name)
             ip("link", "set", self.name, "up")
-            self.hosts = [Host(self, number) for number in (2, 3)]
+            self.hosts = [Host(self, number) for number in range(2, 2 + self.num_hosts)]
             undo_if_failed.pop_all()
         return self
 

@@ -52,6 +52,9 @@ ECHO_S = 0.5
 GRACE_S = 60.0
 """How long a planned stop waits for the first rank to end the update it is in."""
 
+END_GRACE_S = 5.0
+"""The same at a run's end: who sent SIGTERM waits half a minute, perhaps, and a save is to come."""
+
 SAVE_LIMIT_S = 900.0
 """A state that is not on its way to disk by then never will be."""
 
@@ -147,7 +150,8 @@ def _grace(s: Step, phase: Stopping) -> float:
     leaving = s.state.leaving
     nodes = {s.workers[n].node for n in s.of_generation(Standing.TRAINING)} if leaving else set()
     left = [leaving[node] - phase.since for node in nodes if node in leaving]
-    return min([GRACE_S, *(max(0.0, seconds / 2) for seconds in left)])
+    grace = GRACE_S if s.state.ending is None else END_GRACE_S
+    return min([grace, *(max(0.0, seconds / 2) for seconds in left)])
 
 
 def _judge(s: Step, failure: Failure) -> None:

@@ -1,4 +1,4 @@
-"""Loader processes do not share the optimizer's state, for which they have no use.
+"""Loader processes: without the optimizer's state, which they have no use for; silent as orphans.
 
 A fork makes all memory copy-on-write, and the next update copies each page that it writes: the
 whole state, after the start of each epoch. What is not shared is written as ever.
@@ -11,10 +11,12 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch.utils.data import dataloader
+from torch.utils.data._utils import worker as loader_process
 
 from fairseq_ray_plugin.compat.modules import patch
 
@@ -33,6 +35,23 @@ def keep_optimizer_from(trainer: Any) -> None:
     def start(original: Any, *args: Any, **options: Any) -> None:
         with _not_forked(_pages(_state_of(trainer))):
             original(*args, **options)
+
+
+def silence_orphans() -> None:
+    """Loader processes, from now on, print no traceback of a rank that died taking a batch.
+
+    multiprocessing/resource_sharer.py, a thread of theirs, shows whatever a connection raises.
+    """
+
+    @patch(loader_process, "_worker_loop")
+    def load(original: Any, *args: Any, **options: Any) -> None:
+        sys.excepthook = _show
+        original(*args, **options)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _state_of(trainer: Any) -> list[torch.Tensor]:

@@ -533,6 +533,16 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_the_shells_code():
     assert "interrupted" == cluster.kinds[-1]
 
 
+def test_a_signal_waits_seconds_for_the_end_of_an_update_and_a_resize_a_minute():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    cluster.see(signal=15)
+    assert [] == cluster.see(after=stopping.END_GRACE_S - 1)
+    holds = cluster.see(after=1)
+    assert [True, True] == [hold.order.at_once for hold in holds]
+    assert stopping.END_GRACE_S < stopping.GRACE_S
+
+
 def test_a_signal_while_a_failure_is_dealt_with_still_saves_a_checkpoint():
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})

@@ -1,11 +1,13 @@
 """Loader processes have what they need, and no more."""
 
 import os
+import sys
 import types
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, dataloader
+from torch.utils.data._utils import worker as loader_process
 
 from fairseq_ray_plugin.training import loaders
 
@@ -67,3 +69,22 @@ def test_a_trainer_without_an_optimizer_yet_starts_loaders_as_ever(trainer):
     loaders.keep_optimizer_from(types.SimpleNamespace(_optimizer=None))
     loader = DataLoader(Data([trainer.parameter]), num_workers=1, multiprocessing_context="fork")
     assert [[[True]]] == [there.tolist() for there in loader]
+
+
+class Cut(torch.utils.data.Dataset):
+    """Read by processes in which a thread meets with errors."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        for error in (ConnectionResetError("cut"), EOFError("over"), ValueError("told")):
+            sys.excepthook(type(error), error, None)
+        return index
+
+
+def test_a_rank_that_dies_is_not_told_by_its_loaders(monkeypatch, capfd):
+    monkeypatch.setattr(loader_process, "_worker_loop", loader_process._worker_loop)
+    loaders.silence_orphans()
+    list(DataLoader(Cut(), num_workers=1, multiprocessing_context="fork"))
+    assert "ValueError: told\n" == capfd.readouterr().err
