@@ -91,6 +91,10 @@ class RayDistributedActor(Worker):
     def get_node_id(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
+    def get_gpu(self) -> str:
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return str(gpus[0]) if len(gpus) == 1 else ""
+
 
 class RayCluster:
     """Workers on a Ray cluster; carries out the control loop's actions and says what happens.

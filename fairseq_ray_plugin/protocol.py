@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity, Tally
+from fairseq_ray_plugin.faults import Error
 
 # Copies of the state
 
@@ -124,18 +125,6 @@ class Held:
 
 
 @dataclasses.dataclass(frozen=True)
-class Error:
-    """An exception, as it travels."""
-
-    kind: str
-    """Its type's name."""
-
-    message: str
-    traceback: str = ""
-    """Of a cause alone, not of the effect of another rank's failure."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Raised:
     """The training code raised an exception."""
 
@@ -143,9 +132,6 @@ class Raised:
     """After which it still holds the state."""
 
     error: Error
-    by_peer: bool = False
-    """Only because another rank went away."""
-
     tally: Tally | None = dataclasses.field(default=None, compare=False)
 
 
@@ -170,6 +156,15 @@ class Ended:
     """Its process is no more."""
 
     how: str
+    crashed: bool = False
+    """By its own doing (SIGABRT, SIGSEGV, ...), as where CUDA gives up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+    """It cannot begin: what the rank before has started cannot be ended."""
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +209,7 @@ RankMessage = (
     | Refusal
     | Finished
     | Ended
+    | Blocked
     | Missing
     | Saved
     | Unsaved
@@ -227,6 +223,9 @@ RankMessage = (
 @dataclasses.dataclass(frozen=True)
 class Ready:
     """It has imported everything, and can start a rank."""
+
+    gpu: str = ""
+    """UUID of its GPU, where it has one and that is known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ class EventKind(enum.Enum):
     TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"
     NOTICE = "notice", "a node is to be taken away"
     STACKS = "stacks", "what every thread of a rank was doing in a hang"
-    LEFT_OUT = "left out", "training fails on a node again and again, and goes on without it"
+    LEFT_OUT = "left out", "training fails on a node or a GPU again and again: it goes on without"
     UNFIT = "unfit", "a worker did not start"
     REMOVED = "removed", "a worker was let go that did not start, or does not answer"
     UNSAVED = "unsaved", "a state could not be written"

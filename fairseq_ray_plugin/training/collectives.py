@@ -1,11 +1,10 @@
-"""The process group of a generation, and the errors of one whose other end is gone."""
+"""The process group of a generation."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import os
-import re
 from typing import Any
 
 import torch.distributed as dist
@@ -41,15 +40,3 @@ def join(cfg: Any, assignment: Assignment, listener: int | None) -> None:
         rank=assignment.rank,
         world_size=assignment.world_size,
     )
-
-
-_PEER_ERROR = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|TCPStore", re.IGNORECASE
-)
-
-
-def is_peer_error(error: BaseException) -> bool:
-    """Whether the error only says that another rank is out of reach."""
-    if isinstance(error, dist.DistError):  # its store and network errors are derived from it
-        return True
-    return isinstance(error, RuntimeError) and bool(_PEER_ERROR.search(str(error)))
