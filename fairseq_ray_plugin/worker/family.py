@@ -103,13 +103,20 @@ class Family:
                 os.read(self._woken, 512)
 
     def _left(self) -> list[int]:
-        """Children that are neither the rank, nor a writer, nor older than both."""
+        """Children that are neither the rank, nor a writer, nor older, and theirs.
+
+        A rank's are its own until it has given back its memory, and only then are adopted.
+        """
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # the usual case, in no time
             return []
         spared = self._writers | self._others | {self.rank}
-        return [child.pid for child in psutil.Process().children() if child.pid not in spared]
+        left = []
+        for child in psutil.Process().children():
+            if child.pid not in spared:
+                left += [child.pid, *_below(child)]
+        return left
 
 
 def lead_group() -> None:
@@ -131,6 +138,17 @@ def _kill(pid: int) -> None:
         group = os.getpgid(pid)
         if group != os.getpgrp():
             os.killpg(group, signal.SIGKILL)
+
+
+def _below(process: psutil.Process) -> list[int]:
+    """Who descends from it, and is alive."""
+    alive = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for below in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if below.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(below.pid)
+    return alive
 
 
 def _has_ended(child: int) -> bool:

@@ -70,10 +70,15 @@ class Puppet:
         return self._strings.recv()
 
     def starts(self, kind):
-        """The pid of a process that ignores SIGTERM: "helper", "daemon" or "loader"."""
+        """The pid of a process that ignores SIGTERM: one of `STARTS`."""
         self._strings.send(("start", kind))
         assert self._strings.poll(WAIT_S), "it does not start"
         return self._strings.recv()
+
+    def grows(self, size):
+        """It takes so many bytes, and a while to give them back."""
+        self._strings.send(("grow", size))
+        assert self._strings.poll(WAIT_S) and self._strings.recv()
 
     def wait(self):
         """Its process is no more."""
@@ -130,8 +135,15 @@ def fork_helper(ready: Connection) -> None:
         stubborn(ready)
 
 
+def fork_session(ready: Connection) -> None:
+    """One that leaves the group."""
+    if os.fork() == 0:
+        os.setsid()
+        stubborn(ready)
+
+
 def fork_daemon(ready: Connection) -> None:
-    """One that leaves the group, and its parent ends at once, as daemons do."""
+    """One that leaves the group, and whose parent ends at once."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -160,7 +172,12 @@ def start_loader(ready: Connection) -> None:
 
 loaders: list = []
 
-STARTS = {"helper": fork_helper, "daemon": fork_daemon, "loader": start_loader}
+STARTS = {
+    "helper": fork_helper,
+    "session": fork_session,
+    "daemon": fork_daemon,
+    "loader": start_loader,
+}
 
 
 def make_ready(preload: Preload, say_imported) -> forkserver.Run:
@@ -192,6 +209,9 @@ def obey(
                     raise RuntimeError("as it was told")
                 case "answer", _:
                     strings.send(True)
+                case "grow", size:
+                    memory = b"x" * size
+                    strings.send(len(memory) == size)
                 case "start", kind:
                     ready, end = Pipe()
                     STARTS[kind](end)

@@ -19,14 +19,16 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def alive(*pids):
-    return [pid for pid in pids if psutil.pid_exists(pid)]
+    """Those that run, or may again; not who only gives back its memory, or is not reaped yet."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and not family._is_exiting(pid)]
 
 
 @pytest.mark.parametrize(
     ("kind", "end"),
     [
         *itertools.product(
-            ("helper", "daemon"), ("it is killed", "it ends", "another follows", "no answer")
+            ("helper", "session", "daemon"),
+            ("it is killed", "it ends", "another follows", "no answer"),
         ),
         ("loader", "it is killed"),  # torch's own; its import takes a second or two
     ],
@@ -52,6 +54,15 @@ def test_nothing_that_a_rank_has_started_outlives_it(kind, end, driver, ranks):
     start(driver, ranks, 2)
     assert time.monotonic() - begin < 1
     assert [] == alive(rank.pid, started)
+
+
+def test_what_has_left_the_group_is_found_while_its_rank_gives_back_memory(driver, ranks):
+    """Until that is over, it is that rank's child, and not its server's."""
+    rank = start(driver, ranks)
+    helper = rank.starts("session")
+    rank.grows(1 << 30)
+    start(driver, ranks, 2)
+    assert [] == alive(helper)
 
 
 def test_all_that_a_rank_has_started_ends_with_its_worker(driver, ranks):
