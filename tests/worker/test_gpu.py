@@ -3,8 +3,12 @@
 import asyncio
 
 import pytest
+from driving import Driver, LocalWorker
 
+from fairseq_ray_plugin.protocol import Ready
 from fairseq_ray_plugin.worker import gpu
+
+pytestmark = pytest.mark.timeout(60)
 
 ALIKE = """\
 0, GPU-0f2a, NVIDIA H100 80GB HBM3
@@ -66,3 +70,13 @@ def test_a_question_without_an_answer_leaves_it_unknown(smi, tmp_path, monkeypat
     (tmp_path / "nvidia-smi").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "" == ask("0")
+
+
+def test_a_worker_says_which_gpu_it_has_and_tells_another_loop(
+    ranks, small_world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LocalWorker, "get_gpu", lambda self: "GPU-1b3c")
+    driver = Driver(ranks.ranks, tmp_path / "save_dir")
+    assert Ready("GPU-1b3c") == driver.hear()
+    assert "GPU-1b3c" == driver.ask(driver.worker.adopt()).gpu
+    driver.close()
