@@ -23,7 +23,7 @@ async def uuid_of(device: str, environment: Mapping[str, str]) -> str:
         environment: that of ranks.
     """
     if not device.isdecimal():
-        return device
+        return device if device.startswith(("GPU-", "MIG-")) else ""
     try:
         query = await asyncio.create_subprocess_exec(
             *COMMAND, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
