@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import wait
 
 import psutil
@@ -103,20 +104,18 @@ class Family:
                 os.read(self._woken, 512)
 
     def _left(self) -> list[int]:
-        """Children that are neither the rank, nor a writer, nor older, and theirs.
+        """Who descends from neither the rank, nor a writer, nor what is older.
 
-        A rank's are its own until it has given back its memory, and only then are adopted.
+        What a rank has started is its own until it has given back its memory, and then adopted.
         """
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # the usual case, in no time
             return []
         spared = self._writers | self._others | {self.rank}
-        left = []
-        for child in psutil.Process().children():
-            if child.pid not in spared:
-                left += [child.pid, *_below(child)]
-        return left
+        parents = _descendants()
+        left = [pid for pid in parents if spared.isdisjoint(_line(pid, parents))]
+        return [pid for pid in left if parents[pid] == os.getpid() or not _is_exiting(pid)]
 
 
 def lead_group() -> None:
@@ -140,15 +139,20 @@ def _kill(pid: int) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _below(process: psutil.Process) -> list[int]:
-    """Who descends from it, and is alive."""
-    alive = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for below in process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if below.status() != psutil.STATUS_ZOMBIE:
-                    alive.append(below.pid)
-    return alive
+def _descendants() -> dict[int, int]:
+    """All that descend from this process, each with its parent."""
+    parents = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parents[process.pid] = process.ppid()
+    return parents
+
+
+def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    """A process, and those that it descends from."""
+    while pid in parents:
+        yield pid
+        pid = parents[pid]
 
 
 def _has_ended(child: int) -> bool:
