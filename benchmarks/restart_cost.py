@@ -37,7 +37,7 @@ from fairseq_ray_plugin.assignment import Assignment, Preload  # noqa: E402
 from fairseq_ray_plugin.training.boundary import StateKeeper  # noqa: E402
 from fairseq_ray_plugin.training.steps import Steps  # noqa: E402
 from fairseq_ray_plugin.worker import forkserver, rank  # noqa: E402
-from fairseq_ray_plugin.worker.worker import KEEPS_MEMORY  # noqa: E402
+from fairseq_ray_plugin.worker.server import KEEPS_MEMORY  # noqa: E402
 
 NUM_UPDATES = 6
 OPTIONS = (

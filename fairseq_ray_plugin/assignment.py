@@ -145,6 +145,9 @@ class Found:
     snapshots: tuple[Copy, ...]
     """What it has written to its node's memory, and is there."""
 
+    gpu: str = ""
+    """As in `Ready`."""
+
 
 # Between a worker and its server
 
@@ -201,9 +204,18 @@ class Forked:
 
 
 @dataclasses.dataclass(frozen=True)
+class NotForked:
+    """What the rank before has left is alive, and cannot be ended."""
+
+    generation: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Exited:
     pid: int
     how: str
+    crashed: bool = False
 
 
 # Between a worker and its rank alone

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import math
 import queue
 import signal
@@ -31,8 +30,6 @@ from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreac
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
 from fairseq_ray_plugin.worker.forsaken import Forsaken
 from fairseq_ray_plugin.worker.worker import Worker
-
-logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
 """How long the control loop waits for something to happen before it looks at the clock."""
@@ -90,6 +87,9 @@ class RayDistributedActor(Worker):
 
     def get_node_id(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    def get_gpu(self) -> str:
+        return ",".join(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 
 class RayCluster:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity, Own, Tally
+from fairseq_ray_plugin.faults import Error
 
 # Copies of the state
 
@@ -133,16 +134,6 @@ class Held:
 
 
 @dataclasses.dataclass(frozen=True)
-class Error:
-    """An exception, as it travels: the name of its type, and what it says."""
-
-    kind: str
-    message: str
-    traceback: str = ""
-    """Of a cause alone, not of the effect of another rank's failure."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Raised:
     """The training code raised an exception."""
 
@@ -150,9 +141,6 @@ class Raised:
     """After which it still holds the state."""
 
     error: Error
-    by_peer: bool = False
-    """Only because another rank went away."""
-
     tally: Tally | None = dataclasses.field(default=None, compare=False)
 
 
@@ -177,6 +165,15 @@ class Ended:
     """Its process is no more."""
 
     how: str
+    crashed: bool = False
+    """By its own doing (SIGABRT, SIGSEGV, ...), as where CUDA gives up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+    """It cannot begin: what the rank before has started cannot be ended."""
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +219,7 @@ RankMessage = (
     | Refusal
     | Finished
     | Ended
+    | Blocked
     | Missing
     | Saved
     | Unsaved
@@ -235,6 +233,9 @@ RankMessage = (
 @dataclasses.dataclass(frozen=True)
 class Ready:
     """It has imported everything, and can start a rank."""
+
+    gpu: str = ""
+    """UUID of its GPU, where it has one and that is known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ PACKAGE = Path(fairseq_ray_plugin.__file__).parent
 PURE = (
     "options",
     "activity",
+    "faults",
     "protocol",
     "assignment",
     "report",
@@ -30,6 +31,7 @@ LIGHT = ("driver", "worker.worker", "worker.forkserver", "worker.notices")
 ORDER = (
     "options",
     "activity",
+    "faults",
     "protocol",
     "assignment",
     "report",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from fairseq_ray_plugin import protocol
+from fairseq_ray_plugin.faults import Error, Fault
 from fairseq_ray_plugin.protocol import (
     Advanced,
     Checkpointed,
     Ended,
-    Error,
     FromRank,
     Heard,
     Held,
@@ -29,7 +29,7 @@ from simulation.training import Costs, Generation
 
 ANSWER_S, FORK_S, SIGN_S = 0.02, 0.05, 1.0
 FIRST_SNAPSHOT_S, SNAPSHOT_SHARE = 10.0, 250
-PEER_ERROR = Error("DistBackendError", "connection reset by peer")
+PEER_ERROR = Error("RuntimeError", "Connection reset by peer", fault=Fault.GLOO)
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ class Ranks:
         # ranks that are still meeting wait for the one that does not come
         if generation.is_loaded and not generation.is_stopped:
             self._stop(generation)
-            raised = Raised(generation.completed, PEER_ERROR, by_peer=True)
+            raised = Raised(generation.completed, PEER_ERROR)
             self.clock.after(ANSWER_S, lambda: self._all_say(generation, raised))
         generation.pause_use = Use.LOSS
 

@@ -9,10 +9,10 @@ import time
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control import loop
 from fairseq_ray_plugin.control.state import State
+from fairseq_ray_plugin.faults import Error, Fault
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
     Advanced,
-    Error,
     Event,
     FromRank,
     Heard,
@@ -26,7 +26,7 @@ from simulation.cluster import MOST_ANSWERS
 
 SLOTS = 8
 NUM_STEPS = 30
-PEER_ERROR = Error("DistBackendError", "connection reset by peer")
+PEER_ERROR = Error("RuntimeError", "Connection reset by peer", fault=Fault.GLOO)
 
 
 class Loop:
@@ -75,7 +75,7 @@ def measure(num_slots: int) -> dict[str, dict[str, float]]:
         driver.step(*(Heard(name, Ready()) for name in newcomers[begin : begin + per_step]))
         for begin in range(0, len(newcomers), per_step)
     ]
-    raised = driver.all_say(Raised(11, PEER_ERROR, by_peer=True))
+    raised = driver.all_say(Raised(11, PEER_ERROR))
     raising = [
         driver.step(*raised[begin : begin + MOST_ANSWERS])
         for begin in range(0, len(raised), MOST_ANSWERS)

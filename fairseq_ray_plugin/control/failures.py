@@ -7,7 +7,7 @@ import enum
 import re
 from collections.abc import Sequence
 
-from fairseq_ray_plugin.protocol import Error
+from fairseq_ray_plugin.faults import Error, Fault
 
 RETURNS_WITHIN = 100
 """Updates within which an exception that comes back is the same failure, progress or not."""
@@ -47,6 +47,12 @@ class Failure:
     node: str | None = None
     """Where it happened."""
 
+    gpu: str = ""
+    """And on which GPU, by its UUID, where that is known."""
+
+    crashed: bool = False
+    """A process ended by its own doing."""
+
     by_peer: bool = False
     """Only the effect of another rank's failure."""
 
@@ -55,6 +61,11 @@ class Failure:
 
     error: Error | None = None
     """What was raised."""
+
+    @property
+    def may_be_gpus(self) -> bool:
+        """A broken GPU fails like this, whatever is trained on it."""
+        return self.crashed or (self.error is not None and self.error.fault.is_gpus)
 
     @property
     def is_exception(self) -> bool:
@@ -73,6 +84,8 @@ class Failure:
         """All there is to say, for people; more than a line."""
         traceback = self.error.traceback if self.error else ""
         text = "\n".join(part for part in (self.text, traceback.strip()) if part)
+        if self.error is not None and self.error.fault in _ADVICE_ON:
+            return f"{text}\n{_ADVICE_ON[self.error.fault]}"
         return text + advice(f"{text}\n{self.error.message if self.error else ''}")
 
 
@@ -124,24 +137,17 @@ class Strikes:
         """The last exception, each time that it came, and others without progress in between."""
         return [r for r in self.raised if r in self.failures or r[1].is_like(self.raised[-1][1])]
 
-    def raised_again_on(self, node: str) -> bool:
-        """Whether an exception came back, and never anywhere but on `node`."""
-        raised = self._raised()
-        return len(raised) >= 2 and {node} == {f.node for _, f in raised}
+    def raised_again(self) -> list[Failure]:
+        """An exception each time that it came, if the last failure is one and not the first."""
+        raised = [failure for _, failure in self._raised()]
+        return raised if len(raised) >= 2 and self.failures[-1][1].is_exception else []
 
-    def verdict(self, max_failures: int, other_nodes: bool) -> str | None:
-        """Why the run must end, or None where another try may help.
-
-        Args:
-            other_nodes: training could go on without the node that raised an exception twice.
-        """
+    def verdict(self, max_failures: int) -> str | None:
+        """Why the run must end after its last failure, or None where another try may help."""
         if not self.failures:
             return None
-        raised = self._raised()
-        # a second try, and a third on other nodes: a broken GPU raises exceptions, too
-        nodes = {f.node for _, f in raised}
-        tries = 3 if other_nodes and len(nodes) == 1 and None not in nodes else 2
-        if len(raised) >= tries:
+        if self.raised_again():
+            raised = self._raised()
             first = raised[0][1]
             updates = " and ".join(str(update) for update in sorted({u for u, _ in raised}))
             return (
@@ -159,16 +165,20 @@ class Strikes:
         return None
 
 
+_ADVICE_ON = {
+    Fault.GPU_MEMORY: "the GPU's memory is too small: lower --batch-size or --max-tokens (with "
+    "--fix-batch-size the update stays the same)",
+    Fault.GPU_HARDWARE: "the GPU is broken, or has to be reset: see nvidia-smi -q, and Xid in the "
+    "kernel's log",
+    Fault.NCCL_SYSTEM: "where no rank died, NCCL's last error tells: a full /dev/shm, an interface "
+    "that others do not reach (NCCL_SOCKET_IFNAME); NCCL_DEBUG=INFO tells more",
+}
+
 _ADVICE = (
     (
         ("IndexError: index out of range in self",),
         "the data may have numbers that its dictionary does not: binarize it with the dictionary "
         "that is beside it",
-    ),
-    (
-        ("CUDA out of memory", "OutOfMemoryError"),
-        "the GPU's memory is too small: lower --batch-size or --max-tokens (with --fix-batch-size "
-        "the update stays the same)",
     ),
     (
         ("lack of memory", "memory monitor", "running low on memory"),

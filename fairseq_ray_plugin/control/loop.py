@@ -30,6 +30,7 @@ from fairseq_ray_plugin.control.state import (
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
     Advanced,
+    Blocked,
     Checkpointed,
     Copy,
     Delayed,
@@ -165,8 +166,8 @@ def _hear(s: Step, event: Event) -> None:
             _lose(s, name, reason, with_node)
         case Unreached(name, order, reason):
             _not_told(s, name, order, reason)
-        case Heard(name, Ready()):
-            s.set_worker(name, standing=Standing.READY, since=s.now)
+        case Heard(name, Ready(gpu)):
+            s.set_worker(name, standing=Standing.READY, since=s.now, gpu=gpu)
             s.nodes[worker.node] = s.node(worker.node).started()
         case Heard(name, Unfit(reason)):
             _lose(s, name, reason, with_node=False)
@@ -287,7 +288,9 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             )
             text = f"{s.describe(name)}: the snapshot {path} is gone"
             stopping.fail(s, Failure(Cause.LOST, text, node))
-        case Raised() | Refusal() | Ended() | Finished() if generation == worker.generation:
+        case Raised() | Refusal() | Ended() | Blocked() | Finished() if (
+            generation == worker.generation
+        ):
             _hear_of_end(s, name, says)
 
 
@@ -297,18 +300,25 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
     standing = Standing.FINISHED if isinstance(says, Finished) else Standing.READY
     held = says.update if isinstance(says, Raised | Finished) else None
     s.set_worker(name, standing=standing, since=s.now, held=held)
+    if isinstance(says, Blocked):
+        stopping.leave_out(s, worker.node, worker.gpu, says.reason)
     if not s.is_in_generation(name):
         return
+    node, gpu = worker.node, worker.gpu
     match says:
-        case Raised(_, _, by_peer=True) if any(f.by_peer for f in s.failures):
+        case Raised() if says.error.fault.is_peers and any(f.by_peer for f in s.failures):
             pass  # the others only say the same, by the thousand
-        case Raised(_, error, by_peer):
+        case Raised(_, error):
             said = error.message.partition("\n")[0]
             text = f"{s.describe(name)} raised {error.kind}: {said}"
-            stopping.fail(s, Failure(Cause.FAILED, text, worker.node, by_peer, error=error))
-        case Ended(how):
+            by_peer = error.fault.is_peers
+            stopping.fail(s, Failure(Cause.FAILED, text, node, gpu, by_peer=by_peer, error=error))
+        case Ended(how, crashed):
             text = f"training process of {s.describe(name)} {how}"
-            stopping.fail(s, Failure(Cause.LOST, text, worker.node))
+            stopping.fail(s, Failure(Cause.LOST, text, node, gpu, crashed))
+        case Blocked(reason):
+            text = f"{s.describe(name)} cannot begin: {reason}"
+            stopping.fail(s, Failure(Cause.LOST, text, node, gpu, with_node=True))
         case Refusal(reason, spoiled) if s.state.ending is None:
             s.end_soon(Ending(EventKind.FAILED, 1, reason, saves=not spoiled))
 

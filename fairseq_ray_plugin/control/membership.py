@@ -73,7 +73,8 @@ def _lasting(s: Step) -> list[str]:
     nodes = {w.node for w in s.workers.values()}
     going = {n for n in nodes if n in s.state.leaving or s.is_unheard(n, UNHEARD_S)}
     silent = s.workers.names[Standing.SILENT]
-    return [n for n, w in s.workers.items() if w.node not in going and n not in silent]
+    lasting = [n for n, w in s.workers.items() if w.node not in going and n not in silent]
+    return [name for name in lasting if s.gpu_is_fit(name)] if s.state.gpus else lasting
 
 
 def _remove_useless(s: Step) -> None:

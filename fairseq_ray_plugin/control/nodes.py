@@ -1,4 +1,7 @@
-"""Which nodes are of use: one that fails while others do not is left out, longer each time."""
+"""Which nodes and GPUs are of use: one that fails while others do not is left out.
+
+Longer each time. Of a GPU the worker stays, and holds it: so nobody else gets it from Ray.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ HOUR_S = 3600.0
 SUSPECT_AFTER = 3
 """Failures of a node within an hour before it is left out; twice as many if another has one."""
 
+GPU_SUSPECT_AFTER = 2
+"""The same of a GPU, and failures that a broken GPU may be the cause of."""
+
 FIRST_COOL_DOWN_S = 60.0
 """How long a suspect is left out; twice as long each further time, up to an hour."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeRecord:
-    """What one node has done to training."""
+    """What one node, or one GPU, has done to training."""
 
     failures: tuple[float, ...] = ()
     """When, in seconds; of the last hour."""
@@ -50,6 +56,10 @@ class NodeRecord:
         """A worker did start there."""
         return dataclasses.replace(self, unfit=()) if self.unfit else self
 
+    def forgiven(self) -> NodeRecord:
+        """What failed there was the fault of something else, which is left out."""
+        return dataclasses.replace(self, failures=())
+
     def dead(self) -> NodeRecord:
         """It never comes back: a machine that does has another name."""
         return dataclasses.replace(self, unfit=(), place_after=math.inf)
@@ -77,10 +87,12 @@ class NodeRecord:
         return len(self._recent(now))
 
 
-def is_suspect(nodes: Mapping[str, NodeRecord], node: str, now: float) -> bool:
-    """Whether `node` fails again and again while the others do not."""
-    count = nodes[node].num_failures(now) if node in nodes else 0
-    if count < SUSPECT_AFTER:
+def is_suspect(
+    records: Mapping[str, NodeRecord], one: str, now: float, after: int = SUSPECT_AFTER
+) -> bool:
+    """Whether `one` fails again and again while the others do not."""
+    count = records[one].num_failures(now) if one in records else 0
+    if count < after:
         return False
-    others = (record.num_failures(now) for name, record in nodes.items() if name != node)
-    return count >= SUSPECT_AFTER * (1 + max(others, default=0))
+    others = (record.num_failures(now) for name, record in records.items() if name != one)
+    return count >= after * (1 + max(others, default=0))

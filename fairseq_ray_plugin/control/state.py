@@ -123,6 +123,9 @@ class Worker:
     pid: int = 0
     """Of its training process; 0: not forked yet."""
 
+    gpu: str = ""
+    """UUID of its GPU, where it has one and that is known."""
+
 
 class Roster(dict[str, Worker]):
     """Workers by name, and their names by standing: nothing looks through ten thousand for one."""
@@ -152,6 +155,9 @@ class State:
     workers: Roster = dataclasses.field(default_factory=Roster)
     num_placed: int = 0
     nodes: Mapping[str, NodeRecord] = dataclasses.field(default_factory=dict)
+    gpus: Mapping[str, NodeRecord] = dataclasses.field(default_factory=dict)
+    """By UUID; those that have failed."""
+
     leaving: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Node that will be taken away -> its deadline."""
 
@@ -288,11 +294,12 @@ class Step:
         """Workers that could run a rank in a generation that starts now."""
         nodes: dict[str, bool] = {}
         names = []
+        all_fit = not self.state.gpus
         for name in self.workers.names[Standing.READY]:
             node = self.workers[name].node
             if node not in nodes:
                 nodes[node] = self.node_stays(node) and not self.is_unheard(node, UNHEARD_S)
-            if nodes[node]:
+            if nodes[node] and (all_fit or self.gpu_is_fit(name)):
                 names.append(name)
         return names
 
@@ -301,7 +308,22 @@ class Step:
         return self.node_stays(self.workers[worker].node)
 
     def node_stays(self, node: str) -> bool:
-        return node not in self.state.leaving and self.node(node).is_usable(self.now)
+        if node in self.state.leaving or not self.node(node).is_usable(self.now):
+            return False
+        return not self.state.gpus or self._has_fit_gpu(node)
+
+    def _has_fit_gpu(self, node: str) -> bool:
+        """Whether not all the ranks that could run there would do so on GPUs that are left out."""
+        away = (Standing.STARTING, Standing.SILENT)
+        there = [n for n, w in self.workers.items() if w.node == node and w.standing not in away]
+        return not there or any(map(self.gpu_is_fit, there))
+
+    def gpu_is_fit(self, worker: str) -> bool:
+        """Whether its GPU is not left out."""
+        return self.gpu(self.workers[worker].gpu).is_usable(self.now)
+
+    def gpu(self, gpu: str) -> NodeRecord:
+        return self.state.gpus.get(gpu, _GOOD)
 
     def node(self, node: str) -> NodeRecord:
         return self.nodes.get(node, _GOOD)

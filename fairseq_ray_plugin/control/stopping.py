@@ -67,6 +67,8 @@ def fail(s: Step, failure: Failure) -> None:
     s.failures.append(failure)
     if failure.node is not None and not (failure.by_peer or failure.with_node):
         s.nodes[failure.node] = s.node(failure.node).failed(s.now)
+        if failure.gpu and failure.may_be_gpus:
+            s.set(gpus={**s.state.gpus, failure.gpu: s.gpu(failure.gpu).failed(s.now)})
     if isinstance(s.state.phase, Training):
         at_once = failure.by_peer or failure.cause is not Cause.FAILED
         begin_stop(s, failure.cause, at_once)
@@ -125,8 +127,10 @@ def stop(s: Step, phase: Stopping) -> None:
     s.end_step("hold")
     first = first_cause(s.failures)
     more: dict[str, Any] = {"node": first.node} if first and first.node else {}
+    if first and first.gpu:
+        more["gpu"] = first.gpu
     if first and first.error:
-        more["traceback"] = first.error.traceback
+        more |= {"fault": first.error.fault.name, "traceback": first.error.traceback}
     s.log(EventKind.STOPPED, describe(phase.cause, first), **more)
     if first is not None and state.ending is None:
         _judge(s, first)
@@ -156,29 +160,53 @@ def _grace(s: Step, phase: Stopping) -> float:
 
 def _judge(s: Step, failure: Failure) -> None:
     """End the run where another try would only fail again; leave out nodes that always fail."""
-    raised_on = {f.node for f in s.failures if f.is_exception}
-    if len(raised_on) > 1:  # no one node's fault
+    raised_on = [(f.node, f.gpu) for f in s.failures if f.is_exception]
+    if len({node for node, _ in raised_on}) > 1:  # no one node's fault
         failure = dataclasses.replace(failure, node=None)
+    if len({gpu for _, gpu in raised_on}) > 1:
+        failure = dataclasses.replace(failure, gpu="")
     s.set(strikes=s.state.strikes.add(s.state.update, failure))
-    usable = s.usable()
-    others = sum(s.workers[name].node != failure.node for name in usable)
-    enough = others >= s.config.min_workers
-    verdict = s.state.strikes.verdict(s.config.max_failures, enough)
+    if _leaves_out(s, failure):  # and whoever is left may do better
+        return
+    verdict = s.state.strikes.verdict(s.config.max_failures)
     if verdict is not None:
         s.end_soon(Ending(EventKind.FAILED, 1, verdict))
-        return
-    node = failure.node
-    if (
-        node is not None
-        and enough
-        and (s.state.strikes.raised_again_on(node) or nodes.is_suspect(s.nodes, node, s.now))
-    ):
-        s.nodes[node] = s.node(node).left_out(s.now)
-        pause = s.nodes[node].use_after - s.now
-        s.log(
-            EventKind.LEFT_OUT,
-            f"node {node[:8]} for {pause:.0f} s: training fails there again and again",
-        )
+
+
+def _leaves_out(s: Step, failure: Failure) -> bool:
+    """Do without the GPU that has failed, or else the node, where it always does, and alone."""
+    if failure.by_peer or failure.with_node:
+        return False
+    raised, least = s.state.strikes.raised_again(), s.config.min_workers
+    there = [s.workers[name] for name in s.usable()]
+    why = "training fails there again and again"
+    gpu, node = failure.gpu, failure.node
+    if gpu and sum(worker.gpu != gpu for worker in there) >= least:
+        after = nodes.GPU_SUSPECT_AFTER
+        if {f.gpu for f in raised} == {gpu} or nodes.is_suspect(s.state.gpus, gpu, s.now, after):
+            leave_out(s, node, gpu, why)
+            return True
+    if node is not None and sum(worker.node != node for worker in there) >= least:
+        if {f.node for f in raised} == {node} or nodes.is_suspect(s.nodes, node, s.now):
+            leave_out(s, node, "", why)
+            return True
+    return False
+
+
+def leave_out(s: Step, node: str | None, gpu: str, why: str) -> None:
+    """A GPU is of no use for a while, or a node where it is not known which."""
+    if gpu:
+        record = s.gpu(gpu).left_out(s.now)
+        s.set(gpus={**s.state.gpus, gpu: record})
+        if node is not None:
+            s.nodes[node] = s.node(node).forgiven()
+        what = f"GPU {gpu}" + (f" of node {node[:8]}" if node else "")
+    else:
+        assert node is not None
+        record = s.nodes[node] = s.node(node).left_out(s.now)
+        what = f"node {node[:8]}"
+    more: dict[str, Any] = {name: value for name, value in (("node", node), ("gpu", gpu)) if value}
+    s.log(EventKind.LEFT_OUT, f"{what} for {record.use_after - s.now:.0f} s: {why}", **more)
 
 
 def save(

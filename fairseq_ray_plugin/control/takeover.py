@@ -84,7 +84,7 @@ def _trains(there: Found, generation: int, world_size: int) -> bool:
 
 def _worker(there: Found, now: float, number: int) -> Worker:
     standing = Standing.TRAINING if there.is_ready else Standing.STARTING
-    return Worker(there.node, standing, now, there.generation, number, pid=there.pid)
+    return Worker(there.node, standing, now, there.generation, number, pid=there.pid, gpu=there.gpu)
 
 
 def _number(worker: str) -> int:

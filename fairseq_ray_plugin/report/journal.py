@@ -36,7 +36,7 @@ class EventKind(enum.Enum):
     NOTICE = "notice", "a node is to be taken away"
     SLOW = "slow", "the others wait for a rank: what a mini-batch takes it, and the median rank"
     STACKS = "stacks", "what every thread of a rank was doing in a hang"
-    LEFT_OUT = "left out", "training fails on a node again and again, and goes on without it"
+    LEFT_OUT = "left out", "training fails on a node or a GPU again and again: it goes on without"
     UNFIT = "unfit", "a worker did not start"
     REMOVED = "removed", "a worker was let go that did not start, or does not answer"
     OUT_OF_MEMORY = "out of memory", "a mini-batch was too large for a GPU: was it dropped"

@@ -1,11 +1,10 @@
-"""The process group of a generation, and the errors of one whose other end is gone."""
+"""The process group of a generation."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import os
-import re
 from typing import Any
 
 import torch
@@ -96,15 +95,3 @@ def _device_to_connect(backend: str) -> torch.device | None:
     """NCCL meets here, where all ranks are at the same point; else at the first collective, after
     data and model, when a slow rank would have to be there within the store's time-out."""
     return torch.device("cuda", 0) if backend == "nccl" else None
-
-
-_PEER_ERROR = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|TCPStore", re.IGNORECASE
-)
-
-
-def is_peer_error(error: BaseException) -> bool:
-    """Whether the error only says that another rank is out of reach."""
-    if isinstance(error, dist.DistError):  # its store and network errors are derived from it
-        return True
-    return isinstance(error, RuntimeError) and bool(_PEER_ERROR.search(str(error)))

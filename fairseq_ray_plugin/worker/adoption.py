@@ -25,6 +25,7 @@ def found(worker: Worker) -> Found:
         is_at_rest=worker.link is None or said.rested == worker.generation,
         update=said.update,
         pid=worker.pid,
+        gpu=worker.gpu,
         snapshots=tuple(
             copy
             for path, copy in said.snapshots.items()

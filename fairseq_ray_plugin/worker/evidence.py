@@ -41,6 +41,17 @@ def num_oom_kills() -> int:
         return 0
 
 
+CRASHES = frozenset(
+    [signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP]
+)
+"""What a process is killed by for something that it did itself."""
+
+
+def has_crashed(status: int) -> bool:
+    """Whether a process ended by its own doing, from its wait status."""
+    return -os.waitstatus_to_exitcode(status) in CRASHES
+
+
 def end_of(status: int, out_of_memory: bool = False) -> str:
     """What became of a process, for people, from its wait status.
 

@@ -2,14 +2,14 @@
 
 Imports cost 3 to 7 s, so each worker pays them once, here. Started as `python -m
 fairseq_ray_plugin.worker.forkserver FD`, where FD is its connection to the worker. It has one
-training process at a time: a new one ends the old. (multiprocessing's own forkserver would import
-the main module of its parent, a Ray worker, in every child, and is silent when a preload fails.)
+training process at a time: a new one ends the old, and all that it has started (`family.py`).
+(multiprocessing's own forkserver would import the main module of its parent, a Ray worker, in every
+child, and is silent when a preload fails.)
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import functools
 import gc
@@ -30,17 +30,25 @@ from fairseq_ray_plugin.assignment import (
     Forked,
     Imported,
     Kill,
+    NotForked,
     Preload,
     WriteCheckpoint,
 )
 from fairseq_ray_plugin.protocol import Ready, Unfit
 from fairseq_ray_plugin.worker import evidence, fresh
+from fairseq_ray_plugin.worker.family import Family, describe, lead_group
 
 Task = Assignment | WriteCheckpoint
 
 Run = Callable[[Task, Connection, int | None], object]
 """What a child does: its task, its connection to the worker, and on rank 0 the listening socket at
 the generation's store."""
+
+KILL_LIMIT_S = 1.0
+"""How long what was killed may take to be gone, where somebody waits for the answer."""
+
+END_LIMIT_S = 10.0
+"""And before the next rank begins: a driver may take seconds to give back a GPU."""
 
 
 def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
@@ -145,81 +153,56 @@ def _serve(connection: Connection, run: Run) -> None:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
-    child, ooms = 0, 0
-    writers: set[int] = set()
+    family, ooms = Family(woken), 0
     while True:
         readable = wait([connection, woken])
         if woken in readable:
             os.read(woken, 512)
-            if child:
-                pid, status = os.waitpid(child, os.WNOHANG)
-                if pid:
-                    child = 0
-                    how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
-                    connection.send(Exited(pid, how))
-            # how it ended is known from what it said
-            writers = {writer for writer in writers if os.waitpid(writer, os.WNOHANG) == (0, 0)}
+            rank = family.rank
+            status = family.reap()
+            if status is not None:
+                how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
+                connection.send(Exited(rank, how, evidence.has_crashed(status)))
+                family.wait(0)  # what has left its group is killed now, and gone when it counts
         if connection in readable:
             try:
                 command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
                 command = None
-            ending: _Ending | None = None
-            if child and not isinstance(command, WriteCheckpoint):
-                ending = _Ending(child)
-                if not isinstance(command, Fork):
-                    ending.reap()
-                if isinstance(command, Kill):
-                    connection.send(Exited(child, "did not answer, and was killed"))
-                child = 0
+            ended = 0 if isinstance(command, WriteCheckpoint) else family.end_rank()
             match command:
                 case None:
+                    family.wait(KILL_LIMIT_S)
                     return
+                case Kill():
+                    left = family.wait(KILL_LIMIT_S)
+                    if ended:
+                        how = ", ".join(map(describe, left)) or "was killed"
+                        connection.send(Exited(ended, f"did not answer, and {how}"))
                 case Fork(assignment, has_listener):
                     link = recv_handle(connection)
                     listener = recv_handle(connection) if has_listener else None
-                    ooms = evidence.num_oom_kills()
-                    child = os.fork()
-                    if child == 0:
-                        if ending is not None and _uses_gpu():
-                            ending.wait()
-                        _become(connection, (woken, waker), run, assignment, link, listener)
+                    if left := family.wait(END_LIMIT_S, or_exiting=not _uses_gpu()):
+                        reason = ", ".join(map(describe, left))
+                        connection.send(NotForked(assignment.generation, reason))
+                    else:
+                        ooms = evidence.num_oom_kills()
+                        child = os.fork()
+                        if child == 0:
+                            lead_group()
+                            _become(connection, (woken, waker), run, assignment, link, listener)
+                        family.add_rank(child)
+                        connection.send(Forked(assignment.generation, child))
                     os.close(link)
                     if listener is not None:
                         os.close(listener)
-                    if ending is not None:
-                        ending.reap()
-                    connection.send(Forked(assignment.generation, child))
                 case WriteCheckpoint():
                     link = recv_handle(connection)
                     writer = os.fork()
                     if writer == 0:
                         _become(connection, (woken, waker), run, command, link, None)
                     os.close(link)
-                    writers.add(writer)
-
-
-class _Ending:
-    """A rank that has been killed. To give back gigabytes takes it long; the next one can begin."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._fd = -1
-        with contextlib.suppress(AttributeError, OSError):  # Linux 5.3
-            self._fd = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
-        if self._fd < 0:  # nobody else could wait for it
-            os.waitpid(pid, 0)
-
-    def wait(self) -> None:
-        """It is no more when this returns, also to one that is not its parent."""
-        if self._fd >= 0:
-            wait([self._fd])
-
-    def reap(self) -> None:
-        if self._fd >= 0:
-            os.waitpid(self._pid, 0)
-            os.close(self._fd)
+                    family.add_writer(writer)
 
 
 def _uses_gpu() -> bool:

@@ -30,9 +30,9 @@ from fairseq_ray_plugin.activity import Activity
 from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.checkpoints import claim, stores
+from fairseq_ray_plugin.faults import Error
 from fairseq_ray_plugin.protocol import (
     Checkpointed,
-    Error,
     Finished,
     Held,
     Hold,
@@ -45,8 +45,9 @@ from fairseq_ray_plugin.protocol import (
 from fairseq_ray_plugin.training import gradients, inherited
 from fairseq_ray_plugin.training.beginning import add_beginning_hook
 from fairseq_ray_plugin.training.boundary import StateKeeper
-from fairseq_ray_plugin.training.collectives import is_peer_error, join
+from fairseq_ray_plugin.training.collectives import join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
+from fairseq_ray_plugin.training.errors import fault_of
 from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
 from fairseq_ray_plugin.training.out_of_memory import add_out_of_memory_hook
 from fairseq_ray_plugin.training.refusal import Refused
@@ -131,9 +132,9 @@ def train_rank(
     except Refused as error:
         link.send(Refusal(str(error), error.spoiled))
     except BaseException as error:
-        by_peer = is_peer_error(error)
+        there = as_it_travels(error)
         held = keeper.freeze_after_failure()
-        link.send(Raised(held, as_it_travels(error, by_peer), by_peer, progress.tally()))
+        link.send(Raised(held, there, progress.tally()))
     else:
         is_ended = threading.Event()
         finish = threading.Thread(target=_finish, args=(link, keeper, progress, is_ended))
@@ -197,12 +198,12 @@ def _finish(link: Link, keeper: StateKeeper, progress: Progress, is_ended: threa
     link.send(Finished(keeper.freeze(), progress.tally()))
 
 
-def as_it_travels(error: BaseException, by_peer: bool) -> Error:
+def as_it_travels(error: BaseException) -> Error:
     """An exception, shortened; its traceback is of interest where it is a cause."""
-    kind = type(error)
+    kind, fault = type(error), fault_of(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    text = "" if by_peer else "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
-    return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text)
+    text = "" if fault.is_peers else "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
+    return Error(f"{module}{kind.__qualname__}", str(error)[:MESSAGE_LIMIT], text, fault)
 
 
 def answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from fairseq_ray_plugin.assignment import (
     Fork,
     Forked,
     Imported,
+    Job,
     Kill,
+    NotForked,
     Preload,
     WriteCheckpoint,
 )
@@ -26,7 +29,22 @@ from fairseq_ray_plugin.protocol import Ready, Unfit
 END_S = 1.0
 """A server that takes longer to end is ended; nobody waits long for a worker that stops."""
 
-Message = Ready | Unfit | Imported | Forked | Exited
+KEEPS_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}
+"""Environment of ranks, unless the user's has them: glibc keeps what large temporary tensors took,
+instead of asking the kernel for new pages, one fault for each, in every update. 32 MB is the most
+that it takes for the second one.
+"""
+
+Message = Ready | Unfit | Imported | Forked | NotForked | Exited
+
+
+def environment_of(job: Job) -> dict[str, str]:
+    """What a server, and the ranks that it forks, have for an environment."""
+    threads = {"OMP_NUM_THREADS": str(job.threads)}
+    return {**KEEPS_MEMORY, **os.environ, **job.environment, **threads}
 
 
 class Server:
@@ -83,11 +101,12 @@ class Server:
         self._connection.close()
         if not self.is_ready:  # it imports, and does not listen
             self.process.kill()
-        try:
-            await asyncio.to_thread(self.process.wait, END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            await asyncio.to_thread(self.process.wait)
+        for _ in range(2):  # one that waits in the kernel cannot be killed, and is not waited for
+            try:
+                await asyncio.to_thread(self.process.wait, END_S)
+                return
+            except subprocess.TimeoutExpired:
+                self.process.kill()
 
     def _fork(self, order: Fork | WriteCheckpoint) -> Connection:
         link, end = Pipe()

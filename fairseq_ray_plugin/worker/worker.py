@@ -23,6 +23,7 @@ from fairseq_ray_plugin.assignment import (
     Found,
     Holding,
     Job,
+    NotForked,
     Preload,
     Role,
     Write,
@@ -30,6 +31,7 @@ from fairseq_ray_plugin.assignment import (
 )
 from fairseq_ray_plugin.checkpoints.memory import RAW, MemoryFolder
 from fairseq_ray_plugin.protocol import (
+    Blocked,
     Copy,
     Drop,
     Ended,
@@ -51,8 +53,10 @@ from fairseq_ray_plugin.protocol import (
     WorkerMessage,
 )
 from fairseq_ray_plugin.worker import adoption, deposits, evidence, meeting, notices, user_code
+from fairseq_ray_plugin.worker.family import end_group
+from fairseq_ray_plugin.worker.gpu import uuid_of
 from fairseq_ray_plugin.worker.outbox import Outbox
-from fairseq_ray_plugin.worker.server import Message, Server
+from fairseq_ray_plugin.worker.server import Message, Server, environment_of
 from fairseq_ray_plugin.worker.writing import Writing
 
 HEARTBEAT_S = 0.5
@@ -66,15 +70,6 @@ WRITING_S = 60.0
 
 IMPORT_LIMIT_S = 100.0
 """Imports that take longer hang."""
-
-KEEPS_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-}
-"""Environment of ranks, unless the user's has them: glibc keeps what large temporary tensors took,
-instead of asking the kernel for new pages, one fault for each, in every update. 32 MB is the most
-that it takes for the second one.
-"""
 
 MAKE_LIMIT_S = 1800.0
 """So does making what ranks inherit, which may read large files."""
@@ -112,6 +107,7 @@ class Worker:
         self.rank_ended = asyncio.Event()  # there is none, and its server has said why
         self.rank_ended.set()
         self.answered = False
+        self.gpu = ""
         self.user_dir: str | None = None
 
     def get_node_ip(self) -> str:
@@ -121,6 +117,10 @@ class Worker:
     def get_node_id(self) -> str:
         """The cluster's name for this node."""
         raise NotImplementedError
+
+    def get_gpu(self) -> str:
+        """The cluster's name for the GPU of this slot; empty where it has none."""
+        return ""
 
     async def prepare(self) -> None:
         """Start the preloaded server; `Ready` or `Unfit` follows."""
@@ -139,7 +139,7 @@ class Worker:
             return
         self.server = Server(
             self.server_program,
-            {**KEEPS_MEMORY, **os.environ, **job.environment, "OMP_NUM_THREADS": str(job.threads)},
+            environment := environment_of(job),
             Preload(
                 cfg=job.cfg,
                 working_dir=job.working_dir,
@@ -151,8 +151,14 @@ class Worker:
         )
         for due in deposits.left_behind(self.memory.folders):
             self.writing.add(due)
+        self.asks_gpu = asyncio.create_task(uuid_of(self.get_gpu(), environment))
         watches = (self._watch_notices(), self._watch_imports())
-        self.watches = [asyncio.create_task(watch) for watch in watches]
+        self.watches = [self.asks_gpu, *map(asyncio.create_task, watches)]
+
+    def _say_ready(self, asked: asyncio.Task[str]) -> None:
+        if not asked.cancelled():
+            self.gpu = asked.result()
+            self.messages.put(Ready(self.gpu))
 
     async def _watch_notices(self) -> None:
         notice = await notices.spot_notice()
@@ -372,17 +378,22 @@ class Worker:
     def _hear_server(self, message: Message) -> None:
         match message:
             case Ready():
-                self.messages.put(message)
+                self.asks_gpu.add_done_callback(self._say_ready)
             case Unfit():
+                end_group(0 if self.rank_ended.is_set() else self.pid)  # who would have is no more
                 self.rank_ended.set()
                 self.messages.put(message)
             case Forked(generation, pid) if generation == self.generation:
                 self.memory.remove_partials()
                 self.pid = pid
                 self._say(Running(pid))
-            case Exited(pid, how) if pid == self.pid:
+            case NotForked(generation, reason) if generation == self.generation:
+                self._drop_link()
+                self._say(Blocked(reason))
+                self.rank_ended.set()
+            case Exited(pid, how, crashed) if pid == self.pid:
                 self._hear_rank()  # its last words come before its end
                 self._drop_link()
                 self.memory.remove_partials()
-                self._say(Ended(how))
+                self._say(Ended(how, crashed))
                 self.rank_ended.set()

@@ -13,6 +13,7 @@ from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.assignment import Found
 from fairseq_ray_plugin.protocol import (
     Advanced,
+    Blocked,
     Checkpointed,
     Copy,
     Delayed,
@@ -61,7 +62,11 @@ class Rank:
 @dataclasses.dataclass
 class Worker:
     node: str
+    gpu: str = ""
     is_ready: bool = False
+    is_blocked: bool = False
+    """What its ranks have started cannot be ended."""
+
     rank: Rank | None = None
     void: int = 0
     generation: int = 0
@@ -87,6 +92,7 @@ class Worker:
 @dataclasses.dataclass
 class Node:
     slots: int
+    has_gpus: bool = False
     is_silent: bool = False
     last_heard: float = 0.0
     files: dict = dataclasses.field(default_factory=dict)
@@ -114,7 +120,8 @@ class Cluster:
     # what happens
 
     def add_node(self, slots):
-        self.nodes[f"node-{self.num_nodes}"] = Node(slots, last_heard=self.now)
+        has_gpus = self.num_nodes % 2 == 0
+        self.nodes[f"node-{self.num_nodes}"] = Node(slots, has_gpus, last_heard=self.now)
         self.num_nodes += 1
 
     def remove_node(self, name):
@@ -130,15 +137,15 @@ class Cluster:
         del self.workers[name]
         self.events.append(Gone(name, "killed", with_node))
 
-    def kill_rank(self, name):
+    def kill_rank(self, name, crashed=False):
         worker = self.workers[name]
-        worker.say(Ended("was killed"))
+        worker.say(Ended("was killed", crashed))
         worker.rank = None
 
-    def fail_rank(self, name, error, by_peer):
+    def fail_rank(self, name, error):
         worker = self.workers[name]
         worker.rank.trains = False
-        worker.say(Raised(worker.rank.update, error, by_peer))
+        worker.say(Raised(worker.rank.update, error))
 
     def running(self):
         """Worker -> rank, of the newest generation that began."""
@@ -244,6 +251,7 @@ class Cluster:
             generation=rank.generation,
             rank=rank.number,
             world_size=worker.world_size,
+            gpu=worker.gpu,
             is_at_rest=rank.is_at_rest or not rank.trains,
             update=rank.update if rank.has_told else 0,
             pid=1,
@@ -256,7 +264,7 @@ class Cluster:
         match action:
             case protocol.Place(worker, node):
                 if node in self.nodes:
-                    self.workers[worker] = Worker(node)
+                    self.workers[worker] = Worker(node, self._free_gpu(node))
                 else:
                     self.events.append(Gone(worker, "its node has died", True))
             case protocol.Remove(worker):
@@ -269,9 +277,19 @@ class Cluster:
                 if worker in self.workers:
                     self.workers[worker].orders.append(order)
 
+    def _free_gpu(self, node):
+        """As Ray gives them out: the first that no worker there has."""
+        if not self.nodes[node].has_gpus:
+            return ""
+        taken = {worker.gpu for worker in self.workers.values()}
+        numbers = range(self.nodes[node].slots)
+        free = (gpu for number in numbers if (gpu := f"GPU-{number}-{node}") not in taken)
+        return next(free, "")
+
     def become_ready(self, name):
-        self.workers[name].is_ready = True
-        self.workers[name].says.append(Ready())
+        worker = self.workers[name]
+        worker.is_ready = True
+        worker.says.append(Ready(worker.gpu))
 
     def lose_order(self, name, number):
         worker = self.workers[name]
@@ -310,6 +328,11 @@ class Cluster:
         place = start.source.place if start.source else None
         if number == 0 and isinstance(place, InMemory) and not self._has(place):
             worker.say(Missing(place.path), start.generation)
+            return
+        if worker.is_blocked:
+            worker.rank, worker.generation, worker.number = None, start.generation, number
+            worker.world_size = len(start.ranks)
+            worker.say(Blocked("process 7 outlives SIGKILL"), start.generation)
             return
         assert not isinstance(place, HeldBy), "a generation goes on from a file"
         update = start.source.update if start.source else self.checkpoint or 0

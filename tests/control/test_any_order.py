@@ -9,8 +9,9 @@ from simulated import Cluster
 
 from fairseq_ray_plugin.control import copies, loop, takeover
 from fairseq_ray_plugin.control.state import End, Gathering, Log, Over, Standing, State
+from fairseq_ray_plugin.faults import Error, Fault
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import Error, FromRank, Heard, Held, InMemory, Raised, Start
+from fairseq_ray_plugin.protocol import Ended, FromRank, Heard, Held, InMemory, Raised, Start
 from fairseq_ray_plugin.report.journal import line
 
 SECONDS = st.sampled_from([0.0, 0.1, 0.3, 1.0, 3.5, 12.0])
@@ -78,7 +79,7 @@ class AnyOrder(RuleBasedStateMachine):
                     there = self.cluster.workers.get(event.worker)
                     if there and there.rank and there.rank.generation == event.says.generation:
                         self.held[event.worker] = says.update
-                elif not isinstance(says, Held | Raised) and type(says).__name__ == "Ended":
+                elif isinstance(says, Ended):
                     self.held.pop(event.worker, None)
 
     def in_reach(self):
@@ -171,18 +172,23 @@ class AnyOrder(RuleBasedStateMachine):
     def ranks_advance(self, number):
         self.cluster.advance(self.cluster.can_advance(self.world_size)[:number])
 
-    @rule(which=WHICH)
-    def a_training_process_dies(self, which):
+    @rule(which=WHICH, crashed=st.booleans())
+    def a_training_process_dies(self, which, crashed):
         if name := self.pick(self.with_rank(), which):
-            self.cluster.kill_rank(name)
+            self.cluster.kill_rank(name, crashed)
 
-    @rule(which=WHICH, by_peer=st.booleans())
-    def a_rank_raises(self, which, by_peer):
+    @rule(which=WHICH, is_blocked=st.booleans())
+    def what_a_rank_has_started_cannot_be_ended_or_can_again(self, which, is_blocked):
+        if name := self.pick(self.cluster.workers, which):
+            self.cluster.workers[name].is_blocked = is_blocked
+
+    @rule(which=WHICH, fault=st.sampled_from(Fault))
+    def a_rank_raises(self, which, fault):
         training = [n for n in self.with_rank() if self.cluster.workers[n].rank.trains]
         if name := self.pick(training, which):
             # another one each time: the same would end the run
             kind = f"Error{'abcdefgh'[which]}{chr(97 + int(self.cluster.now) % 26)}"
-            self.cluster.fail_rank(name, Error(kind, "bad"), by_peer)
+            self.cluster.fail_rank(name, Error(kind, "bad", fault=fault))
 
     @rule(which=WHICH)
     def a_worker_dies(self, which):
@@ -267,6 +273,8 @@ class AnyOrder(RuleBasedStateMachine):
         cluster.memory_is_full = cluster.save_dir_is_full = False
         for node in cluster.nodes.values():
             node.is_silent = False
+        for worker in cluster.workers.values():
+            worker.is_blocked = False
         cluster.add_node(2)
         begin, before = cluster.now, self.state.update
         while not self.is_well(before):
@@ -291,6 +299,7 @@ class AnyOrder(RuleBasedStateMachine):
             for name, worker in self.cluster.workers.items()
             if worker.node not in self.cluster.draining
             and self.state.nodes.get(worker.node) is None
+            and worker.gpu not in self.state.gpus
         ]
         wanted = len(stay) if self.max_ranks is None else min(self.max_ranks, len(stay))
         training = [n for n, r in self.cluster.running().items() if r.trains and not r.is_at_rest]

@@ -11,6 +11,7 @@ import pytest
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control import copies, loop, membership, nodes, stopping
 from fairseq_ray_plugin.control.state import UNHEARD_S, End, Gathering, Log, State, Training
+from fairseq_ray_plugin.faults import Error, Fault
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import (
     Advanced,
@@ -19,7 +20,6 @@ from fairseq_ray_plugin.protocol import (
     Delayed,
     Drop,
     Ended,
-    Error,
     Finished,
     FromRank,
     Gone,
@@ -81,10 +81,12 @@ class Cluster:
     def ended(self, worker, how, generation=None):
         return self.says(worker, Ended(how), generation)
 
-    def raised(self, worker, update, text, by_peer=False):
+    def raised(self, worker, update, text, fault=Fault.OWN, by_peer=False):
         kind, _, message = text.partition(": ")
-        error = Error(kind, message, f"a traceback of {text}")
-        return self.says(worker, Raised(update, error, by_peer))
+        fault = Fault.GLOO if by_peer else fault
+        return self.says(
+            worker, Raised(update, Error(kind, message, f"a traceback of {text}", fault))
+        )
 
     def saved(self, worker, update, path):
         return self.says(worker, Saved(update, path))

@@ -108,6 +108,12 @@ def test_what_is_in_memory_and_on_disk_is_known_again_and_older_files_go():
     assert Copy(35, InSaveDir("checkpoint_2.pt")) == state.checkpoint
 
 
+def test_which_gpu_a_worker_has_is_known_again():
+    there = {"worker-0": found(0, gpu="GPU-1b3c"), "worker-1": found(1)}
+    state, _ = take_over(there, [line("started")], 5.0)
+    assert ["GPU-1b3c", ""] == [worker.gpu for worker in state.workers.values()]
+
+
 def test_a_run_that_is_over_stays_over():
     there = {"worker-0": found(0)}
     lines = [line("started"), line("interrupted", exit_code=143, cause="interrupted by SIGTERM")]

@@ -7,11 +7,11 @@ import functools
 import os
 import pickle
 import signal
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, Pipe
 from pathlib import Path
 
 from fairseq_ray_plugin.assignment import Preload
-from fairseq_ray_plugin.worker import forkserver
+from fairseq_ray_plugin.worker import family, forkserver
 
 PROGRAM = str(Path(__file__))
 
@@ -69,6 +69,17 @@ class Puppet:
         assert self._strings.poll(WAIT_S), "the child lives"
         return self._strings.recv()
 
+    def starts(self, kind):
+        """The pid of a process that ignores SIGTERM: one of `STARTS`."""
+        self._strings.send(("start", kind))
+        assert self._strings.poll(WAIT_S), "it does not start"
+        return self._strings.recv()
+
+    def grows(self, size):
+        """It takes so many bytes, and a while to give them back."""
+        self._strings.send(("grow", size))
+        assert self._strings.poll(WAIT_S) and self._strings.recv()
+
     def wait(self):
         """Its process is no more."""
         assert self._strings.poll(WAIT_S), "it lives"
@@ -92,6 +103,9 @@ class Puppets:
         self.imports = pickle.dumps(("imports", address))
         """What a server is to preload that is a puppet itself, and never ready."""
 
+        self.unkillable = pickle.dumps(("unkillable", address))
+        """What a server is to preload that cannot kill anybody, as if all hung in the kernel."""
+
     def next(self):
         """The next process that has come up."""
         self._all.append(Puppet(self._listener.accept()))
@@ -102,8 +116,74 @@ class Puppets:
         self._all.clear()
 
 
+def forbid_to_kill() -> None:
+    """In this process: whoever is to be killed is not, as if it hung in the kernel."""
+    family.end_group = family._kill = lambda pid: None
+    forkserver.KILL_LIMIT_S = forkserver.END_LIMIT_S = 0.1
+
+
+def stubborn(ready: Connection) -> None:
+    """What a process does that nobody should wait for."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.send(os.getpid())
+    while True:
+        signal.pause()
+
+
+def fork_helper(ready: Connection) -> None:
+    if os.fork() == 0:
+        stubborn(ready)
+
+
+def fork_session(ready: Connection) -> None:
+    """One that leaves the group."""
+    if os.fork() == 0:
+        os.setsid()
+        stubborn(ready)
+
+
+def fork_daemon(ready: Connection) -> None:
+    """One that leaves the group, and whose parent ends at once."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            stubborn(ready)
+        os._exit(0)
+
+
+class Endless:
+    """Data of which the first example never comes."""
+
+    def __init__(self, ready: Connection) -> None:
+        self._ready = ready
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        stubborn(self._ready)
+
+
+def start_loader(ready: Connection) -> None:
+    from torch.utils.data import DataLoader
+
+    loaders.append(iter(DataLoader(Endless(ready), num_workers=1)))
+
+
+loaders: list = []
+
+STARTS = {
+    "helper": fork_helper,
+    "session": fork_session,
+    "daemon": fork_daemon,
+    "loader": start_loader,
+}
+
+
 def make_ready(preload: Preload, say_imported) -> forkserver.Run:
     what, address = pickle.loads(preload.cfg)
+    if what == "unkillable":
+        forbid_to_kill()
     if what == "imports":
         obey(address)
     return functools.partial(obey, address)
@@ -129,6 +209,13 @@ def obey(
                     raise RuntimeError("as it was told")
                 case "answer", _:
                     strings.send(True)
+                case "grow", size:
+                    memory = b"x" * size
+                    strings.send(len(memory) == size)
+                case "start", kind:
+                    ready, end = Pipe()
+                    STARTS[kind](end)
+                    strings.send(ready.recv())
                 case "end a child", _:
                     reading, writing = os.pipe()
                     if (child := os.fork()) == 0:

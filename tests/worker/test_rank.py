@@ -13,13 +13,14 @@ import torch
 
 from fairseq_ray_plugin.assignment import Holding, Write
 from fairseq_ray_plugin.checkpoints import claim_places
+from fairseq_ray_plugin.faults import Fault
 from fairseq_ray_plugin.protocol import Held, Hold, Saved, Unsaved
 from fairseq_ray_plugin.training.boundary import Boundary, StateKeeper
 from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.training.steps import Steps
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
-from fairseq_ray_plugin.worker.rank import answer
+from fairseq_ray_plugin.worker.rank import answer, as_it_travels
 from fairseq_ray_plugin.worker.snapshots import Snapshots
 
 WAIT_S = 10
@@ -122,6 +123,29 @@ def test_what_cannot_be_written_is_said(worker):
     unsaved = hear(worker)
     assert isinstance(unsaved, Unsaved)
     assert "there is no state to save" in unsaved.reason
+
+
+def test_an_exception_travels_with_what_it_is_and_its_traceback_where_it_is_a_cause():
+    """For one rank that fails a thousand others lose it."""
+    travelling = {}
+    for text in ("CUDA error: uncorrectable ECC error encountered", "Connection closed by peer"):
+        try:
+            raise RuntimeError(text)
+        except RuntimeError as error:
+            there = as_it_travels(error)
+        travelling[there.fault] = (
+            there.kind,
+            there.message,
+            "raise RuntimeError" in there.traceback,
+        )
+    assert travelling == {
+        Fault.GPU_HARDWARE: (
+            "RuntimeError",
+            "CUDA error: uncorrectable ECC error encountered",
+            True,
+        ),
+        Fault.GLOO: ("RuntimeError", "Connection closed by peer", False),
+    }
 
 
 def test_at_the_end_of_a_rank_all_is_called_that_asked_for_it_whatever_one_of_them_raises():
