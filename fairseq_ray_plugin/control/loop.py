@@ -271,8 +271,10 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             s.set(told_of_full_memory=True)
             s.log(EventKind.UNSAVED, reason)
         case OutOfMemory(update, dropped):
-            what = "went on without a mini-batch" if dropped else "tried a mini-batch again"
-            text = f"{s.describe(name)} {what} that was too large for its GPU"
+            what = "went on without a mini-batch that was too large for its GPU"
+            if not dropped:
+                what = "tried a mini-batch again that was too large for its GPU"
+            text = f"{s.describe(name)} {what}"
             s.log(EventKind.OUT_OF_MEMORY, text, update, node=node, dropped=dropped)
         case Checkpointed(update, path, seconds, num_bytes):
             written = {"seconds": seconds, "bytes": num_bytes} if seconds is not None else {}

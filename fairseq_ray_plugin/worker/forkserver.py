@@ -86,6 +86,7 @@ def import_fairseq(preload: Preload) -> Any:
 
     compat.apply()
     import fairseq_cli.train
+    import torch._dynamo  # noqa: F401  (torch would in each rank, which takes over a second)
     from omegaconf import OmegaConf
 
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401

@@ -15,7 +15,7 @@ from fairseq_ray_plugin.worker import family, forkserver
 
 PROGRAM = str(Path(__file__))
 
-WAIT_S = 10
+WAIT_S = 30
 """A test fails that waits longer for what it expects."""
 
 
