@@ -77,5 +77,7 @@ def test_a_wrong_command_line_is_told_in_two_lines(arguments, last):
     assert 2 == result.returncode
     *lines, imported = result.stderr.splitlines()
     assert lines[-1].endswith(last)
-    assert "usage: fairseq-ray-train DATA --arch NAME" in result.stderr
-    assert "Traceback" not in result.stderr and len(lines) < 6
+    # before it torch may warn of itself
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"usage: {usage.TRAIN[:30]}"))
+    assert len(lines[start:]) < 4
+    assert "Traceback" not in result.stderr
