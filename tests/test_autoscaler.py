@@ -46,6 +46,8 @@ class Autoscaler:
                 "RAY_FAKE_CLUSTER": "1",
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                # as examples/roberta/lm-cluster.yaml has it
+                "RAY_AUTOSCALER_UTILIZATION_SCORER": "fairseq_ray_plugin.aws.preference.score",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
