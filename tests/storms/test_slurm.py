@@ -103,4 +103,5 @@ def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     slurm.switch_off(slurm.job(job.id)["BatchHost"])
     job.until_restart(2)
     job.finish()
+    assert 0 == job.redone(), "the other node's worker has saved"
     assert undisturbed == job.curve()
