@@ -9,7 +9,7 @@ from runs import BIN, RECORDER, Run, ray_train
 from slurm import Slurm, missing
 
 EXAMPLES = data.REPOSITORY / "examples" / "slurm"
-FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
+FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
 MAX_UPDATE = ("--max-update", "200")
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
