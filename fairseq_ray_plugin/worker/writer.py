@@ -139,6 +139,7 @@ class _Trainer:
     data_parallel_rank = 0
     should_save_checkpoint_on_current_rank = True
     always_call_state_dict_during_save_checkpoint = False
+    task = None  # fairseq main asks whether a user's has more to add (get_checkpoint_dict)
 
     def __init__(self, plan: Plan, save: Callable[[str], None]) -> None:
         self._plan, self._save = plan, save

@@ -14,6 +14,7 @@ from fairseq_ray_plugin.checkpoints.contents import EXTRA
 from fairseq_ray_plugin.training import raw
 from fairseq_ray_plugin.training.boundary import OPTIMIZER_ADDED
 from fairseq_ray_plugin.training.deposit import DUE, Plan
+from fairseq_ray_plugin.worker import writer
 from fairseq_ray_plugin.worker.writer import write_checkpoint
 
 pytestmark = pytest.mark.timeout(60)
@@ -200,3 +201,8 @@ def test_one_that_another_user_keeps_from_us_is_said(tmp_path):
     (tmp_path / "save").write_text("a file")
     reason = write(snapshot(tmp_path, 10, plan(tmp_path / "save", 10)))
     assert isinstance(reason, str) and str(tmp_path / "save") in reason
+
+
+def test_what_fairseq_main_asks_of_the_task_is_answered(tmp_path):
+    trainer = writer._Trainer(plan(tmp_path, 1), print)
+    assert not hasattr(trainer.task, "get_checkpoint_dict")
