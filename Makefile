@@ -75,6 +75,7 @@ versions: $(STAMPS)/venv
 
 storms: $(STAMPS)/storms
 	@$(BIN)/python -m pytest tests/storms $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests -m storm $(PYTEST_ARGS)
 	@rm -f benchmarks/durability.jsonl
 	@$(BIN)/python benchmarks/durability.py
 

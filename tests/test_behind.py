@@ -6,6 +6,7 @@ import subprocess
 
 import data
 import pytest
+from params import one_of
 from runs import ray_train
 
 MODEL = (*data.MASKED_LM, "--fix-batch-size", "8")
@@ -30,7 +31,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", one_of(OPTIONS, "best"))
 def test_fairseqs_names_and_what_it_keeps_are_those_of_stock(tmp_path, english, two_nodes, kind):
     options = ("--max-update", "40", *OPTIONS[kind])
     faults = [

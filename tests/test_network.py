@@ -21,7 +21,7 @@ def listens_on(pid, host):
     return set(output.stdout.split())
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.storm), 1])
 def test_a_host_that_is_cut_off_is_done_without_and_taken_back(
     rank, tmp_path, english, hosts, two_hosts
 ):

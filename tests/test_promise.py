@@ -3,6 +3,7 @@
 import data
 import pytest
 import torch
+from params import one_of
 from runs import CLOCKWORK, ray_train
 from test_same_training import check_curves
 
@@ -149,7 +150,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", one_of(ORDERS, "virtual-epochs"))
 def test_an_order_that_hangs_on_an_earlier_epoch_is_that_of_a_run_that_nothing_happened_to(
     name, tmp_path, request, nodes
 ):

@@ -6,6 +6,7 @@ import data
 import psutil
 import pytest
 import torch
+from params import one_of
 from runs import STREAMING, kill, ray_train, torchrun
 
 MASKED_LM = (*data.MASKED_LM, "--tokens-per-sample", "128", "--batch-size", "8")
@@ -15,7 +16,10 @@ FIXED = (*MASKED_LM, "--fix-batch-size", "32", "--num-workers", "1")
 @pytest.mark.parametrize(
     ("model", "text", "options"),
     [
-        (MASKED_LM, "english", ("--max-update", "60", "--num-workers", "1")),
+        pytest.param(
+            *(MASKED_LM, "english", ("--max-update", "60", "--num-workers", "1")),
+            marks=pytest.mark.storm,
+        ),
         # past the epoch's end, where one rank has a mini-batch less
         (data.TRANSLATION, "parallel", ("--max-epoch", "2", "--update-freq", "3,2")),
     ],
@@ -145,7 +149,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", one_of(SHAPES, "fixed-lists-by-epoch"))
 def test_whatever_shapes_the_batches_a_resize_repeats_and_skips_nothing(
     name, tmp_path, request, two_nodes
 ):
@@ -241,7 +245,10 @@ def test_stock_fairseq_goes_on_from_our_checkpoint_as_if_it_had_written_it(
 
 @pytest.mark.parametrize(
     ("limit", "num_updates"),
-    [(("--max-update", "5"), 5), (("--stop-time-hours", "0.000001"), 1)],
+    [
+        (("--max-update", "5"), 5),
+        pytest.param(("--stop-time-hours", "0.000001"), 1, marks=pytest.mark.storm),
+    ],
     ids=["updates", "time"],
 )
 def test_a_finished_run_started_again_trains_no_update_more(
