@@ -205,26 +205,10 @@ class Stacks:
     text: str
 
 
-RankMessage = (
-    Running
-    | Advanced
-    | Doing
-    | Checkpointed
-    | Delayed
-    | Snapshot
-    | NoSnapshot
-    | OutOfMemory
-    | Held
-    | Raised
-    | Refusal
-    | Finished
-    | Ended
-    | Blocked
-    | Missing
-    | Saved
-    | Unsaved
-    | Stacks
-)
+OfTraining = Running | Advanced | Doing | OutOfMemory | Stacks
+OfCopies = Checkpointed | Delayed | Snapshot | NoSnapshot | Missing | Saved | Unsaved
+OfItsEnd = Held | Raised | Refusal | Finished | Ended | Blocked
+RankMessage = OfTraining | OfCopies | OfItsEnd
 
 
 # What a worker says
