@@ -261,6 +261,17 @@ def test_when_one_rank_rests_the_others_are_stopped_where_they_wait_for_it():
     assert ("worker-1", True) == (hold.worker, hold.order.at_once)
 
 
+def test_a_worker_that_dies_in_a_planned_stop_is_not_waited_for():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1})
+    (place,) = cluster.see(room={"c": 1})
+    cluster.see(ready(place.worker))
+    holds = cluster.see(after=membership.SETTLE_S)
+    assert [False, False] == [hold.order.at_once for hold in holds]
+    (hold,) = told(cluster.see(protocol.Gone("worker-1", "killed")), Hold)
+    assert ("worker-0", True) == (hold.worker, hold.order.at_once)
+
+
 def test_several_newcomers_make_one_resize():
     cluster = Cluster()
     cluster.train({"a": 1})
