@@ -250,24 +250,25 @@ def test_a_worker_that_never_answers_again_is_let_go():
     assert protocol.Remove("worker-1") == remove
 
 
-def test_when_one_rank_rests_the_others_are_stopped_where_they_wait_for_it():
+def in_a_planned_stop():
+    """Two ranks that are to rest at the end of their update, so that a third can join."""
     cluster = Cluster()
     cluster.train({"a": 1, "b": 1})
     (place,) = cluster.see(room={"c": 1})
     cluster.see(ready(place.worker))
     holds = cluster.see(after=membership.SETTLE_S)
     assert [False, False] == [hold.order.at_once for hold in holds]
+    return cluster
+
+
+def test_when_one_rank_rests_the_others_are_stopped_where_they_wait_for_it():
+    cluster = in_a_planned_stop()
     (hold,) = cluster.see(cluster.held("worker-0", 10))
     assert ("worker-1", True) == (hold.worker, hold.order.at_once)
 
 
 def test_a_worker_that_dies_in_a_planned_stop_is_not_waited_for():
-    cluster = Cluster()
-    cluster.train({"a": 1, "b": 1})
-    (place,) = cluster.see(room={"c": 1})
-    cluster.see(ready(place.worker))
-    holds = cluster.see(after=membership.SETTLE_S)
-    assert [False, False] == [hold.order.at_once for hold in holds]
+    cluster = in_a_planned_stop()
     (hold,) = told(cluster.see(protocol.Gone("worker-1", "killed")), Hold)
     assert ("worker-0", True) == (hold.worker, hold.order.at_once)
 
