@@ -35,6 +35,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 
 from fairseq_ray_plugin.assignment import Assignment, Preload  # noqa: E402
 from fairseq_ray_plugin.training.boundary import StateKeeper  # noqa: E402
+from fairseq_ray_plugin.training.gate import Gate  # noqa: E402
 from fairseq_ray_plugin.training.steps import Steps  # noqa: E402
 from fairseq_ray_plugin.worker import forkserver, rank  # noqa: E402
 from fairseq_ray_plugin.worker.server import KEEPS_MEMORY  # noqa: E402
@@ -53,13 +54,13 @@ class Costs(Steps):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begin, self.costs = usage(), {}
+        self.began, self.costs = usage(), {}
 
     def end(self, name: str) -> None:
         now = usage()
         if name not in self.costs:  # later updates end the same steps once more
-            self.costs[name] = difference(self.begin, now)
-        self.begin = now
+            self.costs[name] = difference(self.began, now)
+        self.began = now
 
 
 def usage() -> tuple[float, float]:
@@ -140,8 +141,9 @@ def train(run, number: int, place: int, listener, restore: str | None, state: st
             os._exit(0)
 
     keeper.on_boundary = on_boundary
+    gate = Gate(restore, stands_by=False, steps=keeper.steps, on_waiting=lambda: None)
     rank.inherit(cfg, made, assignment)
-    rank.train(cfg, assignment, listener.detach() if place == 0 else None, keeper)
+    rank.train(cfg, assignment, listener.detach() if place == 0 else None, keeper, gate)
     os._exit(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 from fairseq_ray_plugin.protocol import Copy
 
@@ -87,6 +88,9 @@ class Role:
     """`restore` is one, and is opened in this worker's own folders alone."""
 
     keeps_snapshots: bool
+    stands_by: bool = False
+    """Its generation has not begun: what it goes on from, and whether it keeps snapshots, is told
+    when it does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,23 @@ class Assignment(Role):
     claim: int = 0
     interface: str | None = None
     """The network interface by which other ranks are reached; None: it is not known."""
+
+    @classmethod
+    def of(cls, job: Job, role: Role, **here: Any) -> Assignment:
+        """A role in a job, on a node.
+
+        Args:
+            here: what only the node knows, and what comes of both.
+        """
+        return cls(
+            **dataclasses.asdict(role),
+            groups=job.groups,
+            restart_epoch=job.restart_epoch,
+            drops_batches=job.drops_batches,
+            threads=job.threads,
+            claim=job.claim,
+            **here,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,11 +175,18 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """A training process begins; the one before it ends."""
+    """A training process begins; those before it end, or only who stood by, if it stands by."""
 
     assignment: Assignment
     has_listener: bool
     """The socket at `assignment.master` follows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Promote:
+    """The training process that stands by is the one; the one before it ends."""
+
+    generation: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +227,8 @@ class Imported:
 
 @dataclasses.dataclass(frozen=True)
 class Forked:
+    """There is a training process for a generation; said again where it stood by, and does not."""
+
     generation: int
     pid: int
 
@@ -219,6 +249,17 @@ class Exited:
 
 
 # Between a worker and its rank alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Go:
+    """The generation begins for which a rank stands by."""
+
+    restore: str | None
+    """As in `Role`."""
+
+    snapshot_updates: int | None
+    """As in `Job`, or 0."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,29 +34,29 @@ from fairseq_ray_plugin.training import (
 )
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
+from fairseq_ray_plugin.training.gate import Gate
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.train_iterator import order_of
 from fairseq_ray_plugin.training.train_loop import early_stop
 
 
-def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
+def add_checkpoint_hook(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
     """Patch fairseq, in this process, so that `keeper` knows the state at each boundary.
 
     Args:
         history: is told of what is loaded.
-        restore: the snapshot or checkpoint of this run to go on from; None: what the user's
-            own options say.
+        gate: knows which snapshot or checkpoint of this run to go on from, in its time.
     """
     train_loop.record_boundaries(keeper)
     train_loop.show_progress(keeper)
     train_loop.show_steps(keeper)
     own_time.measure(keeper.own)
-    if restore is not None:
+    if not gate.is_first_start:
         train_loop.read_validation_data_once()
         transfer.without_first_sync()
     record.keep_record(keeper.points, keeper.on_logged, lambda: keeper.training)
     _extend_checkpoints(keeper)
-    _restore(keeper, history, restore)
+    _restore(keeper, history, gate)
 
 
 def _extend_checkpoints(keeper: StateKeeper) -> None:
@@ -126,14 +126,18 @@ def _extend_checkpoints(keeper: StateKeeper) -> None:
     PathManager.copy = staticmethod(PathManager.copy)
 
 
-def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> None:
+def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
+    restore: str | None = None
+    """What is to be gone on from; None: what the user's own options say."""
+
     chosen: str | None = None
-    """What training goes on from, when that is known and found."""
+    """And what is, when that is known and found."""
 
     @patch(checkpoint_utils, "load_checkpoint")
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
-        nonlocal chosen
+        nonlocal restore, chosen
         keeper.steps.end("model")
+        restore = gate.wait()
         chosen = source.choose(cfg, trainer, keeper, restore)
         named = source.fetch_named(cfg, trainer, keeper) if chosen is None else None
         if named is not None:

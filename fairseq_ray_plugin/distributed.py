@@ -21,12 +21,12 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import head, protocol
-from fairseq_ray_plugin.assignment import Found, Job, Role
+from fairseq_ray_plugin import head, protocol, starting
+from fairseq_ray_plugin.assignment import Found, Job
 from fairseq_ray_plugin.doubts import Doubts
 from fairseq_ray_plugin.heartbeats import Heartbeats
 from fairseq_ray_plugin.options import ElasticConfig
-from fairseq_ray_plugin.protocol import Gone, Heard, Order, Start, Unfit, Unreached
+from fairseq_ray_plugin.protocol import Gone, Heard, Order, StandBy, Start, Unfit, Unreached
 from fairseq_ray_plugin.surveyor import Survey, Surveyor
 from fairseq_ray_plugin.worker.forsaken import Forsaken
 from fairseq_ray_plugin.worker.worker import Worker
@@ -118,6 +118,9 @@ class RayCluster:
         self.num_asked = max_ranks or 0
         self.surveyor.want([self.need] * self.num_asked)
         self.survey: Survey | None = None
+        self.met: tuple[int, Any] = (0, None)
+        """A generation, and where its ranks meet: they may be told to stand by first."""
+
         self.surveys_seen, self.head_silent_s = 0, 0.0
         self.nodes_outlast_head_s = head.nodes_outlast_head()
         self.makers = ThreadPoolExecutor(8)  # which place workers
@@ -200,7 +203,7 @@ class RayCluster:
         self.head_silent_s = 0.0 if is_heard else self.head_silent_s + passed
 
     def _outcome(
-        self, worker: str, asked: Order | Start | str, answer: Future[Any]
+        self, worker: str, asked: Order | Start | StandBy | str, answer: Future[Any]
     ) -> list[protocol.Event]:
         error = answer.exception()
         match asked:
@@ -222,7 +225,7 @@ class RayCluster:
             case "beat":
                 self.heartbeats.answered(worker, self.nodes[worker], self.now)
                 return []
-            case protocol.Start() | protocol.Hold() | protocol.Save() | protocol.Publish():
+            case StandBy() | Start() | protocol.Hold() | protocol.Save() | protocol.Publish():
                 return [Unreached(worker, asked, head.reason_of(str(error)))] if error else []
         return []
 
@@ -262,8 +265,10 @@ class RayCluster:
                 self._place(worker, node)
             case protocol.Remove(worker):
                 self._drop(worker)
+            case StandBy():
+                self._start(action, "stand_by")
             case Start():
-                self._start(action)
+                self._start(action, "start")
             case protocol.Tell(worker, order):
                 self._call(worker, order, "tell", order)
                 if isinstance(order, protocol.Hold) and order.at_once:
@@ -329,32 +334,27 @@ class RayCluster:
         self.surveyor.want([self.need] * self.num_asked)
         return {worker: there for worker, (_, there) in left.items()}
 
-    def _start(self, start: Start) -> None:
-        # Ray hands the first worker's answer to the others: the driver need not wait for it
-        on_one_node = len({self.nodes[worker] for worker in start.ranks}) == 1
-        master = self.actors[start.ranks[0]].address.remote(on_one_node)
-        place = start.source.place if start.source else None
-        world_size = len(start.ranks)
-        for rank, worker in enumerate(start.ranks):
-            role = Role(
-                generation=start.generation,
-                rank=rank,
-                world_size=world_size,
-                restore=None if place is None else place.path,
-                from_snapshot=isinstance(place, protocol.InMemory),
-                keeps_snapshots=worker in start.keepers,
+    def _start(self, start: Start | StandBy, method: str) -> None:
+        if self.met[0] != start.generation:
+            # Ray hands the first worker's answer to the others: the driver need not wait for it
+            on_one_node = len({self.nodes[worker] for worker in start.ranks}) == 1
+            self.met = (
+                start.generation,
+                self.actors[start.ranks[0]].address.remote(on_one_node),
             )
-            self._call(worker, start, "start", role, master)
+        for worker, role in starting.roles(start).items():
+            self._call(worker, start, method, role, self.met[1])
+        world_size = len(start.ranks)
         if world_size > self.num_asked:  # should one go, a replacement is asked for by then
             self.num_asked = world_size
             self.surveyor.want([self.need] * world_size)
 
-    def _call(self, worker: str, asked: Order | Start | str, method: str, *arguments: Any) -> None:
+    def _call(self, worker: str, asked: Order | Start | StandBy | str, method: str, *arguments: Any) -> None:
         if worker in self.actors:
             future = getattr(self.actors[worker], method).remote(*arguments).future()
             future.add_done_callback(functools.partial(self._answered, worker, asked))
 
-    def _answered(self, worker: str, asked: Order | Start | str, answer: Future[Any]) -> None:
+    def _answered(self, worker: str, asked: Order | Start | StandBy | str, answer: Future[Any]) -> None:
         self.answers.put((worker, asked, answer))
 
     def _ask_again(self, worker: str, asked: str) -> None:

@@ -224,10 +224,10 @@ class Driver:
                 if isinstance(action, protocol.Tell):
                     order: Any = action.order
                     self.unreached.append(protocol.Unreached(action.worker, order, repr(error)))
-                elif isinstance(action, protocol.Start):
+                elif isinstance(action, protocol.StandBy | protocol.Start):
                     worker = action.ranks[0]
                     self.unreached.append(protocol.Unreached(worker, action, repr(error)))
-                    self.num_unstarted += 1
+                    self.num_unstarted += isinstance(action, protocol.Start)
                     if self.num_unstarted > MAX_UNSTARTED:
                         self._defect(seen, error, traceback.format_exc())
 

@@ -56,6 +56,11 @@ class Running:
 
 
 @dataclasses.dataclass(frozen=True)
+class StandingBy:
+    """All is made for the generation to come that can be made without its state."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Advanced:
     """An update is complete: a generation's first one, and from time to time a later one."""
 
@@ -205,7 +210,7 @@ class Stacks:
     text: str
 
 
-OfTraining = Running | Advanced | Doing | OutOfMemory | Stacks
+OfTraining = Running | StandingBy | Advanced | Doing | OutOfMemory | Stacks
 OfCopies = Checkpointed | Delayed | Snapshot | NoSnapshot | Missing | Saved | Unsaved
 OfItsEnd = Held | Raised | Refusal | Finished | Ended | Blocked
 RankMessage = OfTraining | OfCopies | OfItsEnd
@@ -288,7 +293,14 @@ class Drop:
     paths: frozenset[str]
 
 
-Order = Hold | Save | Publish | Drop
+@dataclasses.dataclass(frozen=True)
+class StandDown:
+    """The rank that stands by for this generation is not wanted."""
+
+    generation: int
+
+
+Order = Hold | Save | Publish | Drop | StandDown
 
 
 # What is observed
@@ -316,7 +328,7 @@ class Unreached:
     """An order did not arrive, or nobody knows whether it did."""
 
     worker: str
-    order: Order | Start
+    order: Order | Start | StandBy
     reason: str
 
 
@@ -366,6 +378,15 @@ class Remove:
 
 
 @dataclasses.dataclass(frozen=True)
+class StandBy:
+    """Ranks are made for a generation that may begin, beside those of the last: `Start` follows."""
+
+    generation: int
+    ranks: tuple[str, ...]
+    """Workers, by rank."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Start:
     """A generation begins."""
 
@@ -386,4 +407,4 @@ class Tell:
     order: Order
 
 
-ClusterAction = Place | Remove | Start | Tell
+ClusterAction = Place | Remove | StandBy | Start | Tell

@@ -7,6 +7,7 @@ import random
 from fairseq_ray_plugin import protocol
 from fairseq_ray_plugin.control.state import Action
 from fairseq_ray_plugin.protocol import (
+    FromRank,
     Gone,
     Heard,
     Hold,
@@ -17,6 +18,8 @@ from fairseq_ray_plugin.protocol import (
     Ready,
     Remove,
     Save,
+    StandBy,
+    StandingBy,
     Start,
     Tell,
 )
@@ -135,6 +138,9 @@ class Cluster:
                     self._forget(name)
                     self.on[node].discard(name)
                     self._has_room(node)
+                case StandBy():
+                    # what that saves of a start is not counted
+                    self.clock.after(self.costs.restart_s, lambda asked=action: self._stand_by(asked))
                 case Start():
                     self.ranks.start(action)
                 case Tell(name, Save() | Publish() as order):
@@ -145,6 +151,10 @@ class Cluster:
             self.clock.after(
                 ANSWER_S, lambda names=names, order=order: self.ranks.hold(names, order)
             )
+
+    def _stand_by(self, asked: StandBy) -> None:
+        there = (name for name in asked.ranks if name in self.workers)
+        self.inbox += [Heard(name, FromRank(asked.generation, StandingBy())) for name in there]
 
     def _place(self, name: str, node: str) -> None:
         self.workers[name] = Worker(node)

@@ -114,8 +114,20 @@ class MemoryFolder:
                 if _is_of_the_dead(path.rstrip("/").rpartition("_")[2]):
                     shutil.rmtree(path, ignore_errors=True)
 
+    def own(self, what: str) -> str:
+        """Path of a folder on disk that no other worker has; it need not be there."""
+        return os.path.join(self.folders[-1], f"{what}_{os.getpid()}")
+
+    def shared(self, what: str) -> str:
+        """Path of a file that the node's workers share; empty where that would be on its disk."""
+        in_memory, *on_disk = self.folders
+        return os.path.join(in_memory, what) if on_disk else ""
+
     def release(self) -> None:
-        """Let go; the last one to do so takes the folders away."""
+        """Let go, of what is this worker's own, too; the last one takes the folders away."""
+        for folder in self.folders:
+            for path in glob.glob(os.path.join(glob.escape(folder), f"*_{os.getpid()}", "")):
+                shutil.rmtree(path, ignore_errors=True)
         for folder, held in self._held.items():
             os.close(held)
             _remove_abandoned(os.path.dirname(folder))

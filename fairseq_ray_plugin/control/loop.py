@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity
-from fairseq_ray_plugin.control import membership, stopping
+from fairseq_ray_plugin.control import membership, standby, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
     UNHEARD_S,
@@ -59,6 +59,7 @@ from fairseq_ray_plugin.protocol import (
     Saved,
     Snapshot,
     Stacks,
+    StandBy,
     Start,
     Unfit,
     Unreached,
@@ -158,7 +159,9 @@ def _hear(s: Step, event: Event) -> None:
         return
     worker = s.workers[event.worker]
     match event:
-        case Heard(name, FromRank(generation, says)):  # first: they come by the thousand
+        case Heard(name, FromRank(generation, says) as envelope):  # first: they come by thousands
+            if standby.hear(s, name, envelope):
+                return
             if generation == s.state.generation and s.is_in_generation(name):
                 _hear_of_progress(s, name, says)
             _hear_rank(s, name, generation, says)
@@ -189,6 +192,8 @@ def _lose(s: Step, name: str, reason: str, with_node: bool) -> None:
         s.enter(Gathering(s.now))
     text = f"{s.describe(name)}: {reason}"
     was_in_generation = s.is_in_generation(name)
+    if s.state.standby is not None and name in s.state.standby.ranks:
+        standby.stand_down(s)
     del s.workers[name]
     if was_in_generation:
         stopping.fail(s, Failure(Cause.LOST, text, worker.node, with_node=with_node))
@@ -200,6 +205,8 @@ def _not_told(s: Step, name: str, order: object, reason: str) -> None:
         case Start(generation) if generation == s.state.generation:
             text = f"{s.describe(name)} could not be told to start: {reason}"
             stopping.fail(s, Failure(Cause.LOST, text, with_node=True))
+        case StandBy(generation) if s.state.standby and s.state.standby.generation == generation:
+            standby.lose(s)
         case Save() | Publish():
             phase = s.state.phase
             if isinstance(phase, Saving) and phase.worker == name:
@@ -345,9 +352,7 @@ def _train(s: Step) -> None:
     _watch(s)
     if not isinstance(s.state.phase, Training) or done:
         return
-    if state.leaving and any(
-        s.workers[name].node in state.leaving for name in state.ranks if name in s.workers
-    ):
+    if state.leaving and membership.leaves(s):
         stopping.begin_stop(s, Cause.PREEMPTED, at_once=False)
     elif state.advanced and membership.grows(s):
         stopping.begin_stop(s, Cause.RESIZED, at_once=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from fairseq_ray_plugin.control import copies, stopping
+from fairseq_ray_plugin.control import copies, standby, stopping
 from fairseq_ray_plugin.control.state import (
     UNHEARD_S,
     Ending,
@@ -124,6 +125,8 @@ def gather(s: Step, phase: Gathering) -> None:
     copy = copies.to_go_on_from(s)
     match copy:
         case Copy(_, HeldBy(worker)):
+            if s.stays(worker) and len(ready) >= s.config.min_workers:
+                standby.call(s, ready, s.workers[worker].node)
             # no node that goes away, whose memory goes with it
             stopping.save(s, copy, worker, as_checkpoint=not s.stays(worker))
             return
@@ -158,8 +161,15 @@ def _wait(s: Step, phase: Gathering, num_ready: int, num_starting: int) -> None:
 
 
 def _start(s: Step, ready: list[str], source: Copy | None) -> None:
-    ranks = _rank_order(s, ready, source)[: s.max_ranks]
-    generation = s.state.generation + 1
+    there = standby.for_start(s, ready, source)
+    if there is not None:
+        generation, ranks = there.generation, there.ranks
+        s.set(standby=None)
+    else:
+        standby.stand_down(s)
+        home = source.place.node if source and isinstance(source.place, InMemory) else None
+        generation = s.next_generation()
+        ranks = standby.rank_order(s, ready, home)[: s.max_ranks]
     for rank, name in enumerate(ranks):
         s.set_worker(
             name,
@@ -187,42 +197,45 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     s.enter(Training(s.now))
 
 
-def _rank_order(s: Step, names: list[str], source: Copy | None) -> tuple[str, ...]:
-    """By node, the one that has the state first: rank 0 loads it, and saves checkpoints."""
-    workers = s.workers
-    last = len(s.state.ranks)
-    old = {name: workers[name].rank if s.is_in_generation(name) else last for name in names}
-    home = source.place.node if source and isinstance(source.place, InMemory) else None
-    first_of: dict[str, int] = {}
-    for name in names:
-        node = workers[name].node
-        first_of[node] = min(old[name], first_of.get(node, last))
+def leaves(s: Step) -> bool:
+    """Whether a planned stop is due, since workers have to go."""
+    state = s.state
+    going = [n for n in state.ranks if n in s.workers and s.workers[n].node in state.leaving]
+    if not going:
+        return False
+    left = min(state.leaving[s.workers[name].node] for name in going) - s.now
+    return standby.is_there(s, [*_staying(s), *s.usable()], left)
 
-    def order(name: str) -> tuple[bool, int, str, int]:
-        node = workers[name].node
-        return (node != home, first_of[node], node, old[name])
 
-    return tuple(sorted(names, key=order))
+def _staying(s: Step) -> list[str]:
+    """Of a generation that trains, workers that need not go."""
+    return [name for name in s.of_generation(Standing.TRAINING) if s.stays(name)]
 
 
 def grows(s: Step) -> bool:
-    """Whether there are newcomers, and taking them in is likely to pay for itself."""
+    """Whether a planned stop is due, since there are newcomers."""
+    newcomers = _worth_taking_in(s)
+    return bool(newcomers) and standby.is_there(s, [*_staying(s), *newcomers], math.inf)
+
+
+def _worth_taking_in(s: Step) -> list[str]:
+    """Newcomers, where taking them in is likely to pay for itself."""
     state = s.state
     num_free = len(s.workers) if s.max_ranks is None else s.max_ranks - len(state.ranks)
     if num_free <= 0 or len(s.workers) == len(state.ranks):
-        return False
+        return []
     newcomers = [name for name in s.usable() if not s.is_in_generation(name)][:num_free]
     if not newcomers:
-        return False
+        return []
     since = [s.workers[name].since for name in newcomers]
     there_for = s.now - max(since)
     if s.now - min(since) < LONGEST_WAIT_S and (there_for < SETTLE_S or _more_are_coming(s)):
-        return False
+        return []
     # it costs one stall to take them in, and one to lose them again, at today's speed; where
     # losses come faster than that is won back, newcomers must have lasted as long themselves
     pays_after = 2 * state.stall_s * len(state.ranks) / len(newcomers)
     between = (s.now - state.losses[0]) / len(state.losses) if state.losses else pays_after
-    return between >= pays_after or there_for >= pays_after
+    return newcomers if between >= pays_after or there_for >= pays_after else []
 
 
 def _more_are_coming(s: Step) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fairseq_ray_plugin.control.failures import Cause, Failure, Strikes
 from fairseq_ray_plugin.control.hangs import Pace
@@ -13,6 +13,9 @@ from fairseq_ray_plugin.control.nodes import NodeRecord
 from fairseq_ray_plugin.options import ElasticConfig
 from fairseq_ray_plugin.protocol import ClusterAction, Copy, Delayed, Order, Remove, Tell
 from fairseq_ray_plugin.report.journal import Event, EventKind
+
+if TYPE_CHECKING:
+    from fairseq_ray_plugin.control.standby import Standby
 
 Value = TypeVar("Value")
 
@@ -203,6 +206,10 @@ class State:
     source: Copy | None = None
     """What it went on from."""
 
+    newest: int = 0
+    """The newest generation that ranks were made for, if it is not this one."""
+
+    standby: Standby | None = None
     num_running: int = 0
     """Ranks whose training process has been started."""
 
@@ -289,6 +296,10 @@ class Step:
         """The newest generation's workers that stand so, by rank."""
         names = self.workers.names[standing]
         return [name for name in self.state.ranks if name in names] if names else []
+
+    def next_generation(self) -> int:
+        """A number that no rank has been told of."""
+        return max(self.state.generation, self.state.newest) + 1
 
     def usable(self) -> list[str]:
         """Workers that could run a rank in a generation that starts now."""

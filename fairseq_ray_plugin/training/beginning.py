@@ -24,6 +24,7 @@ from fairseq.trainer import Trainer
 from fairseq_ray_plugin.assignment import Assignment
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.training import agreement, unusable
+from fairseq_ray_plugin.training.gate import Gate
 from fairseq_ray_plugin.training.refusal import Refused
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ TALK_S = 5.0
 class Beginning:
     """What a rank does before its first update."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        self._assignment = assignment
+    def __init__(self, assignment: Assignment, gate: Gate) -> None:
+        self._assignment, self._gate = assignment, gate
         self._is_first = assignment.generation == 1
         self._doing = "starting"
         self._since = time.monotonic()
@@ -84,6 +85,8 @@ class Beginning:
         self._doing, self._since = before, time.monotonic()
 
     def _talk(self) -> None:
+        self._gate.wait_quietly()  # what nobody waits for is not told
+        self._since = time.monotonic()
         while not self._is_over.wait(TALK_S):
             took = time.monotonic() - self._since
             if took >= TALK_S:
@@ -144,9 +147,9 @@ def fingerprint(task: Any) -> int:
     return total
 
 
-def add_beginning_hook(assignment: Assignment) -> None:
+def add_beginning_hook(assignment: Assignment, gate: Gate) -> None:
     """Patch fairseq, in this process; last of all, so that it sees what the others make of it."""
-    beginning = Beginning(assignment)
+    beginning = Beginning(assignment, gate)
 
     @patch(tasks, "setup_task")
     def setup_task(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,10 @@ class Steps:
     """A clock that is read at the end of each step; it begins when it is made."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """What was before is forgotten."""
         self._last = time.monotonic()
         self._seconds: dict[str, float] = {}
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 def found(worker: Worker) -> Found:
     """All that a loop must know of the worker."""
     said, folders = worker.messages, worker.memory.folders
+    to_come = worker.standby.generation if worker.standby is not None else 0
     return Found(
         node=worker.get_node_id(),
         is_ready=worker.server is not None and worker.server.is_ready,
         num_heard=said.num_forgotten,
-        newest=max(worker.generation, worker.void),
+        newest=max(worker.generation, worker.void, to_come),
         generation=worker.generation,
         rank=worker.rank,
         world_size=worker.world_size,

@@ -1,4 +1,4 @@
-"""A rank and all that it has started end together, before the next rank begins.
+"""A rank and all that it has started end together, before the next rank goes on.
 
 A rank leads a process group, and the server that forked it adopts what outlives its parent
 (PR_SET_CHILD_SUBREAPER): a loader process that ignores SIGTERM, or a helper in a session of its
@@ -41,6 +41,10 @@ class Family:
         self.rank = 0
         """Its pid; 0: there is none, or it is being ended."""
 
+        self.standby = 0
+        """Pid of the rank of a generation to come; 0: there is none."""
+
+        self._exits: list[tuple[int, int]] = []
         self._ended: set[int] = set()
         """Ranks that have been killed, and are not gone yet."""
 
@@ -48,40 +52,65 @@ class Family:
         self._others = {child.pid for child in psutil.Process().children()}
         """What was imported has started these; no rank has."""
 
-    def add_rank(self, pid: int) -> None:
-        self.rank = pid
+    def add_rank(self, pid: int, stands_by: bool) -> None:
+        if stands_by:
+            self.standby = pid
+        else:
+            self.rank = pid
 
     def add_writer(self, pid: int) -> None:
         """It outlives ranks."""
         self._writers.add(pid)
 
-    def reap(self) -> int | None:
-        """Those that have ended are gone; returns the rank's wait status where it is one of them.
+    def reap(self) -> None:
+        """Those that have ended are gone; `take_exits` has the ranks among them.
 
-        All that is in its group is killed with it, while nobody else can have its number.
+        All that is in a rank's group is killed with it, while nobody else can have its number.
         """
-        if self.rank and _has_ended(self.rank):
-            end_group(self.rank)
-        status = None
+        for rank in (self.rank, self.standby):
+            if rank and _has_ended(rank):
+                end_group(rank)
         while True:
             try:
-                pid, how = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                pid, how = 0, 0
+                pid, status = 0, 0
             if pid == 0:
-                return status
+                return
+            if pid in (self.rank, self.standby):
+                self._exits.append((pid, status))
             if pid == self.rank:
-                self.rank, status = 0, how
+                self.rank = 0
+            elif pid == self.standby:
+                self.standby = 0
             self._writers.discard(pid)
             self._ended.discard(pid)
+
+    def take_exits(self) -> list[tuple[int, int]]:
+        """Pid and wait status of the ranks that have ended since this was asked, unasked."""
+        exits, self._exits = self._exits, []
+        return exits
 
     def end_rank(self) -> int:
         """Kill the rank and its group; returns its pid, 0 where there is none."""
         pid, self.rank = self.rank, 0
+        self._end(pid)
+        return pid
+
+    def end_standby(self) -> None:
+        """The same with the one that stands by."""
+        pid, self.standby = self.standby, 0
+        self._end(pid)
+
+    def _end(self, pid: int) -> None:
         if pid:
             self._ended.add(pid)
             end_group(pid)
-        return pid
+
+    def promote(self) -> int:
+        """The one that stood by is the rank; returns its pid, 0 where it is no more."""
+        self.rank, self.standby = self.standby, 0
+        return self.rank
 
     def wait(self, limit_s: float, or_exiting: bool = False) -> list[int]:
         """Kill what ranks that have ended left behind; returns who is alive after `limit_s`.
@@ -104,7 +133,7 @@ class Family:
                 os.read(self._woken, 512)
 
     def _left(self) -> list[int]:
-        """Who descends from neither the rank, nor a writer, nor what is older.
+        """Who descends from neither a rank that lives, nor a writer, nor what is older.
 
         What a rank has started is its own until it has given back its memory, and then adopted.
         """
@@ -112,7 +141,7 @@ class Family:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # the usual case, in no time
             return []
-        spared = self._writers | self._others | {self.rank}
+        spared = self._writers | self._others | {self.rank, self.standby}
         parents = _descendants()
         left = [pid for pid in parents if spared.isdisjoint(_line(pid, parents))]
         return [pid for pid in left if parents[pid] == os.getpid() or not _is_exiting(pid)]

@@ -3,6 +3,7 @@
 Imports cost 3 to 7 s, so each worker pays them once, here. Started as `python -m
 fairseq_ray_plugin.worker.forkserver FD`, where FD is its connection to the worker. It has one
 training process at a time: a new one ends the old, and all that it has started (`family.py`).
+Another may stand by beside it, until it takes its place.
 (multiprocessing's own forkserver would import the main module of its parent, a Ray worker, in every
 child, and is silent when a preload fails.)
 """
@@ -32,9 +33,10 @@ from fairseq_ray_plugin.assignment import (
     Kill,
     NotForked,
     Preload,
+    Promote,
     WriteCheckpoint,
 )
-from fairseq_ray_plugin.protocol import Ready, Unfit
+from fairseq_ray_plugin.protocol import Ready, StandDown, Unfit
 from fairseq_ray_plugin.worker import evidence, fresh
 from fairseq_ray_plugin.worker.family import Family, describe, lead_group
 
@@ -155,44 +157,59 @@ def _serve(connection: Connection, run: Run) -> None:
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written
     family, ooms = Family(woken), 0
+
+    def clear(generation: int) -> bool:
+        """Whether nothing is left of ranks that were ended; else it is said what is."""
+        left = family.wait(END_LIMIT_S, or_exiting=not _uses_gpu())
+        if left:
+            connection.send(NotForked(generation, ", ".join(map(describe, left))))
+        return not left
+
     while True:
         readable = wait([connection, woken])
         if woken in readable:
             os.read(woken, 512)
-            rank = family.rank
-            status = family.reap()
-            if status is not None:
-                how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
-                connection.send(Exited(rank, how, evidence.has_crashed(status)))
-                family.wait(0)  # what has left its group is killed now, and gone when it counts
+            family.reap()
+        for pid, status in family.take_exits():
+            how = evidence.end_of(status, evidence.num_oom_kills() > ooms)
+            connection.send(Exited(pid, how, evidence.has_crashed(status)))
+            family.wait(0)  # what has left its group is killed now, and gone when it counts
         if connection in readable:
             try:
                 command = connection.recv()
             except (EOFError, OSError):  # the worker is gone, or wants no more
                 command = None
-            ended = 0 if isinstance(command, WriteCheckpoint) else family.end_rank()
             match command:
                 case None:
+                    family.end_rank()
+                    family.end_standby()
                     family.wait(KILL_LIMIT_S)
                     return
                 case Kill():
+                    ended = family.end_rank()
                     left = family.wait(KILL_LIMIT_S)
                     if ended:
                         how = ", ".join(map(describe, left)) or "was killed"
                         connection.send(Exited(ended, f"did not answer, and {how}"))
+                case StandDown():
+                    family.end_standby()
+                case Promote(generation):
+                    family.end_rank()
+                    if clear(generation) and (rank := family.promote()):
+                        connection.send(Forked(generation, rank))
                 case Fork(assignment, has_listener):
                     link = recv_handle(connection)
                     listener = recv_handle(connection) if has_listener else None
-                    if left := family.wait(END_LIMIT_S, or_exiting=not _uses_gpu()):
-                        reason = ", ".join(map(describe, left))
-                        connection.send(NotForked(assignment.generation, reason))
-                    else:
+                    family.end_standby()
+                    if not assignment.stands_by:
+                        family.end_rank()
+                    if assignment.stands_by or clear(assignment.generation):
                         ooms = evidence.num_oom_kills()
                         child = os.fork()
                         if child == 0:
                             lead_group()
                             _become(connection, (woken, waker), run, assignment, link, listener)
-                        family.add_rank(child)
+                        family.add_rank(child, assignment.stands_by)
                         connection.send(Forked(assignment.generation, child))
                     os.close(link)
                     if listener is not None:

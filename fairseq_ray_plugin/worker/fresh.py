@@ -8,6 +8,7 @@ It imports everything again, which takes as long as the server's own imports.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from fairseq_ray_plugin.assignment import Assignment, Holding, Preload
+from fairseq_ray_plugin.assignment import Assignment, Go, Holding, Preload
 from fairseq_ray_plugin.protocol import Held, Hold
 
 LOOK_S = 0.05
@@ -71,19 +72,25 @@ def _folder_of_package() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(fairseq_ray_plugin.__file__)))
 
 
-def answer(connection: Connection, is_imported: threading.Event) -> None:
+def answer(connection: Connection, is_imported: threading.Event, told: list[Go]) -> None:
     """For the worker, until everything is imported; or for ever, once the rank was told to hold.
 
     There is no state yet; but who says nothing is taken for hung, and killed.
+
+    Args:
+        told: gets what a rank that stands by is told meanwhile.
     """
     is_held = False
     while is_held or not is_imported.is_set():
         try:
             order = connection.recv() if connection.poll(LOOK_S) else None
-            if isinstance(order, Hold):
-                is_held = True
-                connection.send(Holding())
-                connection.send(Held(None, order.generation))
+            match order:
+                case Hold(generation):
+                    is_held = True
+                    connection.send(Holding())
+                    connection.send(Held(None, generation))
+                case Go():
+                    told.append(order)
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
 
@@ -99,11 +106,20 @@ def main() -> None:
         forkserver.behave_as_child()
         connection = Connection(link)
         is_imported = threading.Event()
-        answers = threading.Thread(target=answer, args=(connection, is_imported), daemon=True)
+        told_to_go: list[Go] = []
+        waiting = (connection, is_imported, told_to_go)
+        answers = threading.Thread(target=answer, args=waiting, daemon=True)
         answers.start()
         cfg = forkserver.import_fairseq(preload)
         is_imported.set()
         answers.join()
+        for go in told_to_go:
+            assignment = dataclasses.replace(
+                assignment,
+                stands_by=False,
+                restore=go.restore,
+                snapshot_updates=go.snapshot_updates,
+            )
         from fairseq_ray_plugin.training.inherited import NotInherited
         from fairseq_ray_plugin.worker import rank
 

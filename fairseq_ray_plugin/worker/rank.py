@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,7 +28,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
 from fairseq_ray_plugin.activity import Activity
-from fairseq_ray_plugin.assignment import Assignment, Backlog, Holding, Write
+from fairseq_ray_plugin.assignment import Assignment, Backlog, Go, Holding, Write
 from fairseq_ray_plugin.checkpoint_hook import add_checkpoint_hook
 from fairseq_ray_plugin.checkpoints import claim, stores
 from fairseq_ray_plugin.faults import Error
@@ -40,6 +41,7 @@ from fairseq_ray_plugin.protocol import (
     Raised,
     Refusal,
     Saved,
+    StandingBy,
     Unsaved,
 )
 from fairseq_ray_plugin.training import gradients, inherited
@@ -48,6 +50,7 @@ from fairseq_ray_plugin.training.boundary import StateKeeper
 from fairseq_ray_plugin.training.collectives import join
 from fairseq_ray_plugin.training.data_hook import add_data_hook
 from fairseq_ray_plugin.training.errors import fault_of
+from fairseq_ray_plugin.training.gate import Gate
 from fairseq_ray_plugin.training.inherited import Inherited, NotInherited
 from fairseq_ray_plugin.training.out_of_memory import add_out_of_memory_hook
 from fairseq_ray_plugin.training.refusal import Refused
@@ -121,11 +124,22 @@ def train_rank(
     keeper.on_out_of_memory = lambda update, dropped: link.send(OutOfMemory(update, dropped))
     keeper.on_hold = lambda update: link.send(Held(update, keeper.asked, progress.tally()))
     keeper.on_checkpoint = lambda path, update: link.send(Checkpointed(update, path))
-    told = (connection, link, keeper, deposits, progress)
+    gate = Gate(
+        assignment.restore,
+        assignment.stands_by,
+        keeper.steps,
+        on_waiting=lambda: link.send(StandingBy()),
+    )
+
+    def go(order: Go) -> None:
+        by_and_by.every = order.snapshot_updates
+        gate.open(order.restore)
+
+    told = (connection, link, keeper, deposits, progress, go)
     threading.Thread(target=answer, args=told, daemon=True).start()
     try:
         inherit(cfg, made, assignment)
-        train(cfg, assignment, listener, keeper)
+        train(cfg, assignment, listener, keeper, gate)
         if keeper.trainer is None:  # as without iopath, which it wants to write asynchronously
             raise Refused("fairseq ended before training began; its log, above, says why")
         deposits.wait_until_written()
@@ -156,7 +170,9 @@ def inherit(cfg: Any, made: Inherited | NotInherited, assignment: Assignment) ->
         logger.info("each start makes the task and the model again: %s", made)
 
 
-def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper) -> None:
+def train(
+    cfg: Any, assignment: Assignment, listener: int | None, keeper: StateKeeper, gate: Gate
+) -> None:
     """fairseq's `main` as this rank, with all that it is patched by; as in `train_rank`."""
     torch.set_num_threads(assignment.threads)
     set_num_resources(cfg, assignment)
@@ -164,10 +180,12 @@ def train(cfg: Any, assignment: Assignment, listener: int | None, keeper: StateK
     history = add_data_hook(
         assignment.rank, assignment.world_size, assignment.groups, assignment.restart_epoch
     )
-    add_checkpoint_hook(keeper, history, assignment.restore)
+    add_checkpoint_hook(keeper, history, gate)
     add_out_of_memory_hook(assignment.drops_batches, keeper.on_out_of_memory)
-    add_beginning_hook(assignment)
+    add_beginning_hook(assignment, gate)
     terminal.show_bar()
+    if not cfg.common.cpu:
+        gate.wait()  # before anything is in the GPU's memory
     if assignment.world_size > 1:
         join(cfg, assignment, listener)
         keeper.steps.end("meet")
@@ -212,6 +230,7 @@ def answer(
     keeper: StateKeeper,
     deposits: Deposits,
     progress: Progress,
+    go: Callable[[Go], object],
 ) -> None:
     """For the worker at any time, also while training is blocked; runs in a thread of its own."""
     orders: queue.SimpleQueue[Hold | Write] = queue.SimpleQueue()
@@ -223,10 +242,13 @@ def answer(
                 link.send(Holding())  # the worker ends a process that says nothing
         except (EOFError, OSError):
             os._exit(1)  # the worker is gone
-        if isinstance(order, Backlog):
-            deposits.hear(order)
-            continue
-        orders.put(order)
+        match order:
+            case Backlog():
+                deposits.hear(order)
+            case Go():
+                go(order)
+            case _:
+                orders.put(order)
 
 
 def _obey(

@@ -22,9 +22,17 @@ from fairseq_ray_plugin.assignment import (
     Kill,
     NotForked,
     Preload,
+    Promote,
     WriteCheckpoint,
 )
-from fairseq_ray_plugin.protocol import Ready, Unfit
+from fairseq_ray_plugin.protocol import Ready, StandDown, Unfit
+from fairseq_ray_plugin.worker import evidence
+
+IMPORT_LIMIT_S = 100.0
+"""Imports that take longer hang."""
+
+MAKE_LIMIT_S = 1800.0
+"""So does making what ranks inherit, which may read large files."""
 
 END_S = 1.0
 """A server that takes longer to end is ended; nobody waits long for a worker that stops."""
@@ -75,8 +83,21 @@ class Server:
         self._loop.add_reader(self._connection.fileno(), self._hear)
         self.has_imported = self.is_ready = False
 
+    async def hangs(self) -> Unfit | None:
+        """Whether it is not ready when it should be, and what it does instead."""
+        await asyncio.sleep(IMPORT_LIMIT_S)
+        what, limit_s = "importing what it needs", IMPORT_LIMIT_S
+        if self.has_imported:
+            await asyncio.sleep(MAKE_LIMIT_S)
+            what, limit_s = "making the task and the model", MAKE_LIMIT_S
+        if self.is_ready:
+            return None
+        stacks = await evidence.stacks(self.process.pid)
+        return Unfit(f"{what} takes longer than {limit_s:.0f} s:\n{stacks}")
+
     def fork(self, assignment: Assignment, listener: socket.socket | None) -> Connection:
-        """A rank begins, and the one before it ends; returns the connection to it.
+        """A rank begins, and the one before it ends, but where it stands by; returns the
+        connection to it.
 
         Args:
             listener: the socket at `assignment.master`, which goes to the rank.
@@ -86,6 +107,14 @@ class Server:
             send_handle(self._connection, listener.fileno(), None)
             listener.close()
         return link
+
+    def promote(self, generation: int) -> None:
+        """The rank that stands by is the one, and the one before it ends; `Forked` follows."""
+        self._connection.send(Promote(generation))
+
+    def stand_down(self, generation: int) -> None:
+        """Nobody stands by any more."""
+        self._connection.send(StandDown(generation))
 
     def fork_writer(self, order: WriteCheckpoint) -> Connection:
         """A process begins that writes; returns the connection to it."""

@@ -37,19 +37,19 @@ class Snapshots:
         folders: tuple[str, ...],
         every: int | None,
     ) -> None:
-        self._link, self._put_by, self._folders, self._every = link, put_by, folders, every
+        self._link, self._put_by, self._folders, self.every = link, put_by, folders, every
         self._pid, self._num_written = os.getpid(), 0
         self._due: float | None = None
 
     def at_boundary(self, update: int) -> None:
         """Save the state now, if it is time; training waits."""
         begin = time.monotonic()
-        if self._every is None:
+        if self.every is None:
             if self._due is None:
                 self._due = begin + FIRST_SNAPSHOT_S
             if begin < self._due:
                 return
-        elif self._every == 0 or update % self._every:
+        elif self.every == 0 or update % self.every:
             return
         self.put_by(update, self._put_by)
 

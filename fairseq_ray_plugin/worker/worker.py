@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import shutil
 import socket
 from multiprocessing.connection import Connection
 
@@ -21,6 +20,7 @@ from fairseq_ray_plugin.assignment import (
     Exited,
     Forked,
     Found,
+    Go,
     Holding,
     Job,
     NotForked,
@@ -48,6 +48,7 @@ from fairseq_ray_plugin.protocol import (
     Save,
     Saved,
     Stacks,
+    StandDown,
     Unfit,
     Unsaved,
     WorkerMessage,
@@ -56,6 +57,7 @@ from fairseq_ray_plugin.worker import adoption, deposits, evidence, meeting, not
 from fairseq_ray_plugin.worker.family import end_group
 from fairseq_ray_plugin.worker.gpu import uuid_of
 from fairseq_ray_plugin.worker.outbox import Outbox
+from fairseq_ray_plugin.worker.rank_link import RankLink
 from fairseq_ray_plugin.worker.server import Message, Server, environment_of
 from fairseq_ray_plugin.worker.writing import Writing
 
@@ -67,12 +69,6 @@ ANSWER_S = 2.0
 
 WRITING_S = 60.0
 """The last checkpoint waits so long for the one that is being written."""
-
-IMPORT_LIMIT_S = 100.0
-"""Imports that take longer hang."""
-
-MAKE_LIMIT_S = 1800.0
-"""So does making what ranks inherit, which may read large files."""
 
 
 class Worker:
@@ -93,7 +89,10 @@ class Worker:
         self.held_to_publish = ""  # name of the state that is held, on its way through memory
         self.listener: socket.socket | None = None
         self.server: Server | None = None
-        self.link: Connection | None = None
+        self.link: RankLink | None = None
+        self.standby: RankLink | None = None
+        """To the rank of a generation that has not begun."""
+
         self.generation = 0
         """That of the rank at the other end of `link`, or that was there last."""
 
@@ -133,7 +132,7 @@ class Worker:
         self.memory.remove_partials()
         self.memory.remove_folders()
         try:
-            self.user_dir = user_code.where_it_is(job, self._own_folder("user_dir"))
+            self.user_dir = user_code.where_it_is(job, self.memory.own("user_dir"))
         except (OSError, ValueError) as error:
             self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
             return
@@ -145,7 +144,7 @@ class Worker:
                 working_dir=job.working_dir,
                 python_path=job.python_path,
                 user_dir=self.user_dir,
-                shared_model=self._shared_model(),
+                shared_model=self.memory.shared("model"),
             ),
             self._hear_server,
         )
@@ -167,23 +166,8 @@ class Worker:
 
     async def _watch_imports(self) -> None:
         assert self.server is not None
-        await asyncio.sleep(IMPORT_LIMIT_S)
-        what, limit_s = "importing what it needs", IMPORT_LIMIT_S
-        if self.server.has_imported:
-            await asyncio.sleep(MAKE_LIMIT_S)
-            what, limit_s = "making the task and the model", MAKE_LIMIT_S
-        if not self.server.is_ready:
-            stacks = await evidence.stacks(self.server.process.pid)
-            self.messages.put(Unfit(f"{what} takes longer than {limit_s:.0f} s:\n{stacks}"))
-
-    def _shared_model(self) -> str:
-        """Where the node's workers share one; not on its disk."""
-        in_memory, *on_disk = self.memory.folders
-        return os.path.join(in_memory, "model") if on_disk else ""
-
-    def _own_folder(self, what: str) -> str:
-        """Path of a folder on disk that no other worker has."""
-        return os.path.join(self.memory.folders[-1], f"{what}_{os.getpid()}")
+        if (unfit := await self.server.hangs()) is not None:
+            self.messages.put(unfit)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
         """What there is to say; waits no longer than that for something.
@@ -203,29 +187,21 @@ class Worker:
         """The node is heard of when this returns."""
         await asyncio.sleep(HEARTBEAT_S)
 
-    def find_free_port(self, host: str | None = None) -> int:
-        """A port on this node, kept open for the training process to take over.
-
-        Args:
-            host: the address of this node at which alone it can be reached; None: as other nodes
-                reach it.
-        """
-        if self.listener is not None:
-            self.listener.close()
-        self.listener = meeting.listen(host or self.get_node_ip())
-        return int(self.listener.getsockname()[1])
-
     async def address(self, on_one_node: bool) -> tuple[str, int]:
-        """Where the ranks of the next generation meet, if this worker runs rank 0.
+        """Where the ranks of the next generation meet, if this worker runs rank 0: a port that is
+        kept open for the training process to take over.
 
         Args:
             on_one_node: all of them run on this node, and nobody else need reach it.
         """
         host = meeting.LOOPBACK if on_one_node else self.get_node_ip()
-        return host, self.find_free_port(host)
+        if self.listener is not None:
+            self.listener.close()
+        self.listener = meeting.listen(host)
+        return host, int(self.listener.getsockname()[1])
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
-        """Fork a training process; the one of the last generation ends."""
+        """Fork a training process, or let the one go on that stands by; the last one ends."""
         assert self.server is not None
         if role.generation <= self.void:
             return
@@ -233,38 +209,63 @@ class Worker:
         if role.rank == 0 and restore and role.from_snapshot and not self.memory.has(restore):
             self.messages.put(FromRank(role.generation, Missing(restore)))
             return
+        standby = self.standby
+        if standby is not None and standby.generation == role.generation:
+            if standby.has_ended:
+                return  # that has been said; what the rank before it holds is asked for next
+            self.standby = None
+            standby.go = Go(restore, self._snapshot_updates(role))
+            self.server.promote(role.generation)
+        else:
+            self._stand_down()
+            standby = self._fork(role, master)
         self._drop_link()
+        self.link = standby
         self.rank_ended.clear()
-        self.generation, self.pid = role.generation, 0
+        self.generation, self.pid = role.generation, standby.pid
         self.rank, self.world_size = role.rank, role.world_size
-        job = self.job
-        assignment = Assignment(
-            **dataclasses.asdict(role),
+        self.writing.new_rank()
+
+    async def stand_by(self, role: Role, master: tuple[str, int]) -> None:
+        """Fork the training process of a generation to come, beside the one that is there."""
+        if role.generation > max(self.void, self.generation):
+            self._stand_down()
+            self.standby = self._fork(role, master)
+
+    def _stand_down(self) -> None:
+        """Who stands by is not wanted."""
+        if self.standby is not None and self.server is not None:
+            self.standby.close()
+            self.server.stand_down(self.standby.generation)
+            self.standby = None
+
+    def _fork(self, role: Role, master: tuple[str, int]) -> RankLink:
+        assert self.server is not None
+        assignment = Assignment.of(
+            self.job,
+            role,
             master=master,
-            groups=job.groups,
-            restart_epoch=job.restart_epoch,
-            drops_batches=job.drops_batches,
-            threads=job.threads,
             user_dir=self.user_dir,
             snapshot_folders=self.memory.folders,
-            snapshot_updates=job.snapshot_updates if role.keeps_snapshots else 0,
-            passage=self._own_folder("restored"),
-            claim=job.claim,
+            snapshot_updates=self._snapshot_updates(role),
+            passage=self.memory.own("restored"),
             interface=meeting.interface(master[0], self.get_node_ip()),
         )
         listener = self.listener if role.rank == 0 and role.world_size > 1 else None
-        self.link = self.server.fork(assignment, listener)
+        connection = self.server.fork(assignment, listener)
         if listener is not None:
             self.listener = None
-        asyncio.get_running_loop().add_reader(self.link.fileno(), self._hear_rank)
-        self.writing.new_rank()
+        return RankLink(role.generation, connection, self._hear_rank)
+
+    def _snapshot_updates(self, role: Role) -> int | None:
+        return self.job.snapshot_updates if role.keeps_snapshots else 0
 
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
         assert self.server is not None
         job = self.job
         order = dataclasses.replace(order, claim=job.claim, store=job.store)
         if job.store:
-            order = dataclasses.replace(order, passage=self._own_folder("passage"))
+            order = dataclasses.replace(order, passage=self.memory.own("passage"))
         return self.server.fork_writer(order)
 
     async def tell(self, order: Order) -> None:
@@ -282,9 +283,14 @@ class Worker:
                     self._say(Unsaved(f"the snapshot {snapshot.place.path} is gone"))
             case Drop(paths):
                 self.memory.remove(paths)
+            case StandDown(generation):
+                if self.standby is not None and self.standby.generation == generation:
+                    self._stand_down()
 
     async def _hold(self, order: Hold) -> None:
         self.void = max(self.void, order.generation)
+        if self.standby is not None and self.standby.generation <= self.void:
+            self._stand_down()
         stacks = None
         if order.with_stacks and order.generation == self.generation and self.pid:
             stacks = await evidence.stacks(self.pid)
@@ -331,37 +337,33 @@ class Worker:
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
+        if self.standby is not None:
+            self.standby.close()
         self.writing.close()
         if self.server is not None:
             for watch in self.watches:
                 watch.cancel()
             await self.server.close()
-        for what in ("user_dir", "restored", "passage"):
-            if self.memory.folders:
-                shutil.rmtree(self._own_folder(what), True)
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:
         self.messages.put(FromRank(self.generation, message))
 
     def _pass_on(self, order: Hold | Write | Backlog) -> None:
-        try:
-            if self.link is not None:
-                self.link.send(order)
-        except OSError:
-            pass  # it has ended; the server says how
+        if self.link is not None:
+            self.link.send(order)
 
     def _drop_link(self) -> None:
         if self.link is not None:
-            asyncio.get_running_loop().remove_reader(self.link.fileno())
             self.link.close()
             self.link = None
 
-    def _hear_rank(self) -> None:
+    def _hear_rank(self, link: RankLink) -> None:
         try:
-            while self.link is not None and self.link.poll():
-                message = self.link.recv()
+            for message in link.read():
                 match message:
+                    case _ if link is self.standby:
+                        self.messages.put(FromRank(link.generation, message))
                     case Holding():
                         self.answered = True
                     case Due():
@@ -373,7 +375,9 @@ class Worker:
                     case _:
                         self._say(message)
         except (EOFError, OSError):
-            self._drop_link()
+            link.close()
+            if link is self.link:
+                self.link = None
 
     def _hear_server(self, message: Message) -> None:
         match message:
@@ -383,16 +387,25 @@ class Worker:
                 end_group(0 if self.rank_ended.is_set() else self.pid)  # who would have is no more
                 self.rank_ended.set()
                 self.messages.put(message)
+            case Forked(generation, pid) if self.standby and generation == self.standby.generation:
+                self.standby.pid = pid
             case Forked(generation, pid) if generation == self.generation:
                 self.memory.remove_partials()
                 self.pid = pid
                 self._say(Running(pid))
+                if self.link is not None and self.link.go is not None:
+                    self.link.send(self.link.go)  # the rank before has given back its GPU
             case NotForked(generation, reason) if generation == self.generation:
                 self._drop_link()
                 self._say(Blocked(reason))
                 self.rank_ended.set()
+            case Exited(pid, how, crashed) if self.standby and pid == self.standby.pid:
+                self._hear_rank(self.standby)
+                self.standby.has_ended = True
+                self.messages.put(FromRank(self.standby.generation, Ended(how, crashed)))
             case Exited(pid, how, crashed) if pid == self.pid:
-                self._hear_rank()  # its last words come before its end
+                if self.link is not None:
+                    self._hear_rank(self.link)  # its last words come before its end
                 self._drop_link()
                 self.memory.remove_partials()
                 self._say(Ended(how, crashed))

@@ -35,6 +35,9 @@ from fairseq_ray_plugin.protocol import (
     Save,
     Saved,
     Snapshot,
+    StandBy,
+    StandDown,
+    StandingBy,
     Start,
     Unreached,
     Unsaved,
@@ -68,6 +71,10 @@ class Worker:
     """What its ranks have started cannot be ended."""
 
     rank: Rank | None = None
+    standby: StandBy | None = None
+    """What its rank stands by for."""
+
+    has_lost_standby: bool = False
     void: int = 0
     generation: int = 0
     """Of its rank, or of the last that it had; so are the next two."""
@@ -78,7 +85,7 @@ class Worker:
     """Not arrived yet."""
 
     orders: list = dataclasses.field(default_factory=list)
-    """On their way to it: Start or an order."""
+    """On their way to it: StandBy, Start or an order."""
 
     due: list = dataclasses.field(default_factory=list)
     """Updates of checkpoints that are to be written, each with its rank's generation."""
@@ -247,7 +254,11 @@ class Cluster:
             node=worker.node,
             is_ready=worker.is_ready,
             num_heard=0,
-            newest=max(rank.generation, worker.void),
+            newest=max(
+                rank.generation,
+                worker.void,
+                worker.standby.generation if worker.standby else 0,
+            ),
             generation=rank.generation,
             rank=rank.number,
             world_size=worker.world_size,
@@ -269,7 +280,7 @@ class Cluster:
                     self.events.append(Gone(worker, "its node has died", True))
             case protocol.Remove(worker):
                 self.workers.pop(worker, None)
-            case Start():
+            case StandBy() | Start():
                 for worker in action.ranks:
                     if worker in self.workers:
                         self.workers[worker].orders.append(action)
@@ -294,12 +305,14 @@ class Cluster:
     def lose_order(self, name, number):
         worker = self.workers[name]
         order = worker.orders.pop(number % len(worker.orders))
-        if not isinstance(order, Drop):
+        if not isinstance(order, Drop | StandDown):
             self.events.append(Unreached(name, order, "unavailable"))
 
     def deliver_order(self, name, number=0):
         worker = self.workers[name]
         match worker.orders.pop(number % len(worker.orders)):
+            case StandBy() as standby:
+                self._stand_by(name, worker, standby)
             case Start() as start:
                 self._start(name, worker, start)
             case Hold() as hold:
@@ -316,6 +329,25 @@ class Cluster:
             case Drop(paths):
                 for path in paths:
                     self.nodes[worker.node].files.pop(path, None)
+            case StandDown(generation):
+                if worker.standby and worker.standby.generation == generation:
+                    worker.standby = None
+
+    def _stand_by(self, name, worker, standby):
+        if standby.ranks[0] not in self.workers:
+            self.events.append(Unreached(name, standby, "no address"))
+        elif standby.generation > max(worker.void, worker.generation):
+            worker.standby, worker.has_lost_standby = standby, False
+
+    def stand_by(self, name):
+        """All is made that can be."""
+        worker = self.workers[name]
+        worker.say(StandingBy(), worker.standby.generation)
+
+    def kill_standby(self, name):
+        worker = self.workers[name]
+        worker.has_lost_standby = True
+        worker.say(Ended("was killed"), worker.standby.generation)
 
     def _start(self, name, worker, start):
         if start.generation <= worker.void:
@@ -329,6 +361,11 @@ class Cluster:
         if number == 0 and isinstance(place, InMemory) and not self._has(place):
             worker.say(Missing(place.path), start.generation)
             return
+        if worker.standby and worker.standby.generation == start.generation:
+            assert start.ranks == worker.standby.ranks, "others than it has met"
+            if worker.has_lost_standby:
+                return
+        worker.standby = None
         if worker.is_blocked:
             worker.rank, worker.generation, worker.number = None, start.generation, number
             worker.world_size = len(start.ranks)
@@ -352,6 +389,8 @@ class Cluster:
         if rank and hold.generation < rank.generation:
             return  # it has been overtaken
         worker.void = max(worker.void, hold.generation)
+        if worker.standby and worker.standby.generation <= worker.void:
+            worker.standby = None
         if rank is None:
             worker.say(Held(None, hold.generation))
         elif hold.at_once or not rank.trains or rank.is_at_rest:

@@ -169,6 +169,16 @@ class AnyOrder(RuleBasedStateMachine):
             self.cluster.become_ready(name)
 
     @rule(number=st.integers(1, 8))
+    def ranks_stand_by(self, number):
+        for name in self.standing_by()[:number]:
+            self.cluster.stand_by(name)
+
+    @rule(which=WHICH)
+    def a_rank_that_stands_by_dies(self, which):
+        if name := self.pick(self.standing_by(), which):
+            self.cluster.kill_standby(name)
+
+    @rule(number=st.integers(1, 8))
     def ranks_advance(self, number):
         self.cluster.advance(self.cluster.can_advance(self.world_size)[:number])
 
@@ -285,6 +295,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.cluster.now += 0.5
         self.all_workers_are_ready()
         self.all_orders_arrive()
+        self.ranks_stand_by(99)
         for _ in range(2):
             self.ranks_advance(99)
         self.all_is_heard()
@@ -311,6 +322,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def importing(self):
         return [name for name, worker in self.cluster.workers.items() if not worker.is_ready]
+
+    def standing_by(self):
+        there = self.cluster.workers.items()
+        return [name for name, w in there if w.standby and not w.has_lost_standby]
 
     def with_rank(self):
         return [name for name, worker in self.cluster.workers.items() if worker.rank]

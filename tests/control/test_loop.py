@@ -39,6 +39,9 @@ from fairseq_ray_plugin.protocol import (
     Saved,
     Snapshot,
     Stacks,
+    StandBy,
+    StandDown,
+    StandingBy,
     Tell,
     Unsaved,
 )
@@ -46,11 +49,15 @@ from fairseq_ray_plugin.report.journal import EventKind
 
 
 class Cluster:
-    """Feeds observations to the loop and remembers what it asked for."""
+    """Feeds observations to the loop and remembers what it asked for.
 
-    def __init__(self, *, max_ranks=None, **options):
+    Ranks stand by as soon as they are asked to, and nothing is seen of that, where it is `at_once`.
+    """
+
+    def __init__(self, *, max_ranks=None, stand_by_at_once=True, **options):
         self.config = ElasticConfig(**options)
         self.max_ranks = max_ranks
+        self.stand_by_at_once = stand_by_at_once
         self.state = State()
         self.now = 100.0
         self.actions = []
@@ -61,11 +68,17 @@ class Cluster:
         observation = protocol.Observation(now=self.now, events=events, **observed)
         self.state, actions = loop.step(self.state, observation, self.config, self.max_ranks)
         self.actions += actions
+        if self.stand_by_at_once and (asked := only(actions, StandBy)):
+            answers = stand_by(asked[-1])
+            there = {k: v for k, v in observed.items() if k in ("heard", "draining")}
+            actions = [*actions, *self.see(*answers, **there)]
+        unseen = (Drop, StandDown) if self.stand_by_at_once else (Drop,)
         return [
             action
             for action in actions
             if not isinstance(action, Log)
-            and not (isinstance(action, Tell) and isinstance(action.order, Drop))
+            and not (self.stand_by_at_once and isinstance(action, StandBy))
+            and not (isinstance(action, Tell) and isinstance(action.order, unseen))
         ]
 
     def says(self, worker, message, generation=None):
@@ -126,6 +139,11 @@ class Cluster:
 
 def ready(worker):
     return Heard(worker, Ready())
+
+
+def stand_by(asked):
+    """What those say who were asked to, when they do."""
+    return [Heard(name, FromRank(asked.generation, StandingBy())) for name in asked.ranks]
 
 
 def told(actions, kind):
@@ -206,21 +224,23 @@ def test_a_dead_worker_is_left_out_and_its_room_filled_again():
 
 
 def test_a_silent_rank_is_left_out_and_taken_back_when_it_answers():
-    cluster = Cluster()
+    cluster = Cluster(stand_by_at_once=False)
     cluster.train({"a": 1, "b": 1})
     cluster.see(cluster.raised("worker-0", 10, "reset", by_peer=True))
     assert [] == cluster.see(after=stopping.SILENCE_S + 0.1, heard={"b": cluster.now + 1})
     last = {"b": cluster.now - stopping.SILENCE_S - 0.1}
-    (save,) = cluster.see(heard=last)
+    standby, save = cluster.see(heard=last)
+    assert ("worker-0",) == standby.ranks
     assert "worker-0" == save.worker
     (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"), after=2, heard=last)
-    assert ("worker-0",) == start.ranks
+    assert (standby.generation, ("worker-0",)) == (start.generation, start.ranks)
     assert [] == cluster.see(cluster.advanced("worker-0", 11), after=9, heard=last)
     (again,) = cluster.see(after=1, heard={"b": cluster.now})
     assert Tell("worker-1", Hold(2, at_once=True)) == again, "its answer may have been lost"
     cluster.see(cluster.held("worker-1", 10, asked=2))
     assert [] == cluster.see(after=membership.SETTLE_S), "it was lost just now, and must last first"
-    (hold,) = cluster.see(after=2 * cluster.state.stall_s)
+    (standby,) = cluster.see(after=2 * cluster.state.stall_s)
+    (hold,) = cluster.see(*stand_by(standby))
     assert "worker-0" == hold.worker
 
 

@@ -10,7 +10,9 @@ from fairseq.data import Dictionary
 from fairseq_ray_plugin.assignment import Assignment
 from fairseq_ray_plugin.training import beginning
 from fairseq_ray_plugin.training.beginning import Beginning
+from fairseq_ray_plugin.training.gate import Gate
 from fairseq_ray_plugin.training.refusal import Refused
+from fairseq_ray_plugin.training.steps import Steps
 
 MISSING = FileNotFoundError(2, "No such file or directory", "dict.txt")
 
@@ -32,6 +34,10 @@ def assignment(generation=1, rank=0, world_size=2, groups=None):
     )
 
 
+def open_gate():
+    return Gate(None, False, Steps(), on_waiting=lambda: None)
+
+
 def task_with(*words):
     dictionary = Dictionary()
     for word in words:
@@ -41,13 +47,13 @@ def task_with(*words):
 
 def test_what_another_try_cannot_change_is_refused_in_the_first_generation_alone():
     with pytest.raises(Refused, match="dict.txt: No such file"):
-        with Beginning(assignment()).stage("reading"):
+        with Beginning(assignment(), open_gate()).stage("reading"):
             raise MISSING
     with pytest.raises(FileNotFoundError):
-        with Beginning(assignment(generation=2)).stage("reading"):
+        with Beginning(assignment(generation=2), open_gate()).stage("reading"):
             raise MISSING
     with pytest.raises(KeyError):
-        with Beginning(assignment()).stage("reading"):
+        with Beginning(assignment(), open_gate()).stage("reading"):
             raise KeyError("another thing")
 
 
@@ -55,7 +61,7 @@ def test_what_another_try_cannot_change_is_refused_in_the_first_generation_alone
 def test_what_takes_long_is_told_and_a_restart_is_otherwise_silent(generation, caplog, monkeypatch):
     monkeypatch.setattr(beginning, "TALK_S", 0.01)
     caplog.set_level(logging.INFO)
-    start = Beginning(assignment(generation))
+    start = Beginning(assignment(generation), open_gate())
     try:
         start.begin()
         logging.info("a thousand options")
@@ -80,7 +86,7 @@ def test_a_node_with_other_words_is_named_and_later_left_out(generation, rank, m
         assert everyone[rank][0] == mine[0]
 
     monkeypatch.setattr(beginning.dist, "all_gather_object", all_gather_object)
-    start = Beginning(assignment(generation, rank))
+    start = Beginning(assignment(generation, rank), open_gate())
     text = r"data are not the same on all nodes: rank 1 \(on host1\) has others"
     if generation == 1:
         with pytest.raises(Refused, match=text):
@@ -111,6 +117,6 @@ def test_an_update_that_is_longer_than_an_epoch_is_refused():
         types.SimpleNamespace(cfg=cfg),
         types.SimpleNamespace(frozen_batches=[0] * 9),
     )
-    Beginning(assignment(groups=(9,))).check_group(trainer, iterator)
+    Beginning(assignment(groups=(9,)), open_gate()).check_group(trainer, iterator)
     with pytest.raises(Refused, match="--fix-batch-size makes 10 .* has 9: take 36 or less"):
-        Beginning(assignment(groups=(10,))).check_group(trainer, iterator)
+        Beginning(assignment(groups=(10,)), open_gate()).check_group(trainer, iterator)

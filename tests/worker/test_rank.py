@@ -57,7 +57,7 @@ def worker(keeper, monkeypatch):
     worker, rank = Pipe()
     link = Link(rank)
     deposits = Deposits(link, 1, Snapshots(link, keeper.put_by, (), 0), lambda: None)
-    told = (rank, link, keeper, deposits, Progress(link, 0, Steps()))
+    told = (rank, link, keeper, deposits, Progress(link, 0, Steps()), lambda order: None)
 
     def answer_until_its_end():
         with contextlib.suppress(SystemExit):

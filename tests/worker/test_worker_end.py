@@ -152,7 +152,7 @@ def test_a_worker_that_cannot_import_is_unfit(importing, ranks):
 
 def test_a_worker_whose_imports_hang_is_unfit_and_says_where(importing, ranks):
     ranks.next()
-    importing.let_pass(worker_room.IMPORT_LIMIT_S)
+    importing.let_pass(server.IMPORT_LIMIT_S)
     reason = importing.hear().reason
     assert reason.startswith("importing what it needs takes longer than 100 s:")
     assert "make_ready" in reason

@@ -1,0 +1,140 @@
+"""The ranks of the next generation are made while those of the last one still train, or save.
+
+They stand by: forked, with task and model, having met. A stop that is planned begins when they do;
+one that is not makes them while the state that is held is written. What becomes of them is of no
+consequence: a generation for which none stand by is made when it begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from fairseq_ray_plugin.control.state import Step
+from fairseq_ray_plugin.protocol import (
+    Copy,
+    FromRank,
+    InMemory,
+    RankMessage,
+    StandBy,
+    StandDown,
+    StandingBy,
+)
+
+PATIENCE_S = 60.0
+"""A planned stop does not wait longer for ranks to stand by."""
+
+SHARE_OF_NOTICE = 0.25
+"""Nor for more of the time that is left to a node."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Standby:
+    """Ranks made ahead for a generation that may begin."""
+
+    generation: int
+    ranks: tuple[str, ...]
+    since: float
+    """When they were told to."""
+
+    ready: frozenset[str] = frozenset()
+    """Workers whose rank stands by."""
+
+    is_lost: bool = False
+    """One of them will not go on: they are of no use, and others would fare no better now."""
+
+
+def call(s: Step, names: Sequence[str], home: str | None) -> None:
+    """Ranks are made on these workers for the next generation, if they are not.
+
+    Args:
+        home: the node whose memory will have the state.
+    """
+    ranks = rank_order(s, names, home)[: s.max_ranks]
+    there = s.state.standby
+    if there is not None:
+        if there.ranks == ranks or (not there.is_lost and _serves(s, there, ranks, home)):
+            return
+        stand_down(s)
+    generation = s.next_generation()
+    s.set(standby=Standby(generation, ranks, s.now), newest=generation)
+    s.actions.append(StandBy(generation, ranks))
+
+
+def _serves(s: Step, there: Standby, ranks: Sequence[str], home: str | None) -> bool:
+    """Whether they are as good as others would be: who comes later is taken in later."""
+    have, wanted = set(there.ranks), set(ranks)
+    old = {name for name in ranks if s.is_in_generation(name)}
+    is_home = s.workers[there.ranks[0]].node == home
+    return is_home and old <= have <= wanted and (have != old or old == wanted)
+
+
+def stand_down(s: Step) -> None:
+    """They are not wanted."""
+    if s.state.standby is not None:
+        there = [name for name in s.state.standby.ranks if name in s.workers]
+        s.tell(there, StandDown(s.state.standby.generation))
+        s.set(standby=None)
+
+
+def is_there(s: Step, names: Sequence[str], left_s: float) -> bool:
+    """Whether a planned stop may begin, after which these workers go on.
+
+    Args:
+        left_s: how long there is for it.
+    """
+    if len(names) < s.config.min_workers:
+        return True
+    stays = [name for name in s.state.ranks if name in s.workers and s.stays(name)]
+    home = s.workers[stays[0]].node if stays else None
+    call(s, names, home)
+    standby = s.state.standby
+    assert standby is not None
+    limit = min(PATIENCE_S, SHARE_OF_NOTICE * left_s)
+    waits = not standby.is_lost and len(standby.ready) < len(standby.ranks)
+    return not waits or s.now - standby.since >= limit
+
+
+def for_start(s: Step, ready: Iterable[str], source: Copy | None) -> Standby | None:
+    """Who stands by for a generation that starts with some of these workers from this copy."""
+    standby = s.state.standby
+    if standby is None or standby.is_lost or source is None or not set(ready) >= {*standby.ranks}:
+        return None
+    home = source.place.node if isinstance(source.place, InMemory) else None
+    return standby if home in (None, s.workers[standby.ranks[0]].node) else None
+
+
+def hear(s: Step, name: str, envelope: FromRank) -> bool:
+    """A rank says something; returns whether it is one that stands by."""
+    standby = s.state.standby
+    if standby is None or envelope.generation != standby.generation:
+        return False
+    says: RankMessage = envelope.says
+    if isinstance(says, StandingBy):
+        s.set(standby=dataclasses.replace(standby, ready=standby.ready | {name}))
+    else:  # it raised, or ended, or was refused: what that means is found by one that trains
+        lose(s)
+    return True
+
+
+def lose(s: Step) -> None:
+    """One of them will not go on, and so none will."""
+    if s.state.standby is not None:
+        s.set(standby=dataclasses.replace(s.state.standby, is_lost=True))
+
+
+def rank_order(s: Step, names: Iterable[str], home: str | None) -> tuple[str, ...]:
+    """By node, the one that has the state first: rank 0 loads it, and saves checkpoints."""
+    workers = s.workers
+    last = len(s.state.ranks)
+    old = {name: workers[name].rank if s.is_in_generation(name) else last for name in names}
+    first_of: dict[str, int] = {}
+    for name in names:
+        node = workers[name].node
+        first_of[node] = min(old[name], first_of.get(node, last))
+
+    def order(name: str) -> tuple[bool, int, str, int]:
+        node = workers[name].node
+        return (node != home, first_of[node], node, old[name])
+
+    return tuple(sorted(names, key=order))

@@ -1,0 +1,28 @@
+"""Who runs which rank of a generation, as each worker is told."""
+
+from __future__ import annotations
+
+from fairseq_ray_plugin.assignment import Role
+from fairseq_ray_plugin.protocol import HeldBy, InMemory, StandBy, Start
+
+
+def roles(start: Start | StandBy) -> dict[str, Role]:
+    """Worker -> its role; of ranks that stand by it is not known yet what they go on from."""
+    place, keepers = None, frozenset[str]()
+    if isinstance(start, Start):
+        keepers = start.keepers
+        if start.source is not None:
+            place = start.source.place
+            assert not isinstance(place, HeldBy), "a generation goes on from a file"
+    return {
+        worker: Role(
+            generation=start.generation,
+            rank=rank,
+            world_size=len(start.ranks),
+            restore=None if place is None else place.path,
+            from_snapshot=isinstance(place, InMemory),
+            keeps_snapshots=worker in keepers,
+            stands_by=isinstance(start, StandBy),
+        )
+        for rank, worker in enumerate(start.ranks)
+    }
