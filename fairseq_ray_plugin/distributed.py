@@ -62,6 +62,10 @@ HEAD_SILENT_S = 5.0
 """The end of a run does not wait for a head that has not answered for so long."""
 
 
+Asked = Order | Start | StandBy | str
+"""What a worker was asked, for its answer to be understood."""
+
+
 class RayDistributedActor(Worker):
     """A worker, as a Ray actor: holds one slot, and a training process in it.
 
@@ -202,9 +206,7 @@ class RayCluster:
         self.surveys_seen = self.surveyor.count
         self.head_silent_s = 0.0 if is_heard else self.head_silent_s + passed
 
-    def _outcome(
-        self, worker: str, asked: Order | Start | StandBy | str, answer: Future[Any]
-    ) -> list[protocol.Event]:
+    def _outcome(self, worker: str, asked: Asked, answer: Future[Any]) -> list[protocol.Event]:
         error = answer.exception()
         match asked:
             case "next_messages" | "beat" | "prepare" if error is not None:
@@ -349,12 +351,12 @@ class RayCluster:
             self.num_asked = world_size
             self.surveyor.want([self.need] * world_size)
 
-    def _call(self, worker: str, asked: Order | Start | StandBy | str, method: str, *arguments: Any) -> None:
+    def _call(self, worker: str, asked: Asked, method: str, *arguments: Any) -> None:
         if worker in self.actors:
             future = getattr(self.actors[worker], method).remote(*arguments).future()
             future.add_done_callback(functools.partial(self._answered, worker, asked))
 
-    def _answered(self, worker: str, asked: Order | Start | StandBy | str, answer: Future[Any]) -> None:
+    def _answered(self, worker: str, asked: Asked, answer: Future[Any]) -> None:
         self.answers.put((worker, asked, answer))
 
     def _ask_again(self, worker: str, asked: str) -> None:

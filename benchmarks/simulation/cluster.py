@@ -140,7 +140,9 @@ class Cluster:
                     self._has_room(node)
                 case StandBy():
                     # what that saves of a start is not counted
-                    self.clock.after(self.costs.restart_s, lambda asked=action: self._stand_by(asked))
+                    self.clock.after(
+                        self.costs.restart_s, lambda asked=action: self._stand_by(asked)
+                    )
                 case Start():
                     self.ranks.start(action)
                 case Tell(name, Save() | Publish() as order):

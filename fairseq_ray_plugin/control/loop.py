@@ -192,9 +192,9 @@ def _lose(s: Step, name: str, reason: str, with_node: bool) -> None:
         s.enter(Gathering(s.now))
     text = f"{s.describe(name)}: {reason}"
     was_in_generation = s.is_in_generation(name)
+    del s.workers[name]
     if s.state.standby is not None and name in s.state.standby.ranks:
         standby.stand_down(s)
-    del s.workers[name]
     if was_in_generation:
         stopping.fail(s, Failure(Cause.LOST, text, worker.node, with_node=with_node))
 

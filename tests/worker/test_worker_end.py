@@ -24,7 +24,6 @@ from fairseq_ray_plugin.protocol import (
     Unsaved,
 )
 from fairseq_ray_plugin.worker import server
-from fairseq_ray_plugin.worker import worker as worker_room
 
 pytestmark = pytest.mark.timeout(60)
 
