@@ -137,6 +137,8 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         nonlocal restore, chosen
         keeper.steps.end("model")
+        if gate.is_closed:
+            history.read_ahead(trainer)
         restore = gate.wait()
         chosen = source.choose(cfg, trainer, keeper, restore)
         named = source.fetch_named(cfg, trainer, keeper) if chosen is None else None

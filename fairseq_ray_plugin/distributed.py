@@ -340,10 +340,8 @@ class RayCluster:
         if self.met[0] != start.generation:
             # Ray hands the first worker's answer to the others: the driver need not wait for it
             on_one_node = len({self.nodes[worker] for worker in start.ranks}) == 1
-            self.met = (
-                start.generation,
-                self.actors[start.ranks[0]].address.remote(on_one_node),
-            )
+            address = self.actors[start.ranks[0]].address
+            self.met = (start.generation, address.remote(on_one_node))
         for worker, role in starting.roles(start).items():
             self._call(worker, start, method, role, self.met[1])
         world_size = len(start.ranks)

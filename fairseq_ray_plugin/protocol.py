@@ -10,40 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity, Own, Tally
+from fairseq_ray_plugin.state_copy import Copy as Copy
+from fairseq_ray_plugin.state_copy import HeldBy as HeldBy
+from fairseq_ray_plugin.state_copy import InMemory as InMemory
+from fairseq_ray_plugin.state_copy import InSaveDir as InSaveDir
 from fairseq_ray_plugin.faults import Error
-
-# Copies of the state
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldBy:
-    """In the memory of a rank at rest."""
-
-    worker: str
-
-
-@dataclasses.dataclass(frozen=True)
-class InMemory:
-    """A snapshot: a file in a node's memory, or on its disk where there was no room."""
-
-    node: str
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class InSaveDir:
-    """A checkpoint."""
-
-    path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Copy:
-    """The state of training after an update, in a place."""
-
-    update: int
-    place: HeldBy | InMemory | InSaveDir
-
 
 # What a rank says. Clocks are its own, in seconds: only differences mean something.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from fairseq.data import iterators
 from fairseq.trainer import Trainer
 
@@ -27,6 +30,24 @@ class DataHistory:
     def __init__(self) -> None:
         self.loaded_in = 1
         self._resumes: int | None = None
+        self._is_ahead = False
+        self._after: tuple[Any, ...] | None = None
+        """Random generators as they are after what was read ahead, if it is not in use yet."""
+
+    def read_ahead(self, trainer: Any) -> None:
+        """The data is loaded before it is known what is gone on from, as in a run's first epoch.
+
+        It is of use where that one is the epoch to load it in, as nearly always; where not, nothing
+        has happened. Fails as the loading of data does.
+        """
+        if trainer.task.has_sharded_data("train"):
+            return  # each epoch loads a part of its own
+        before = _generators()
+        self._is_ahead = True
+        trainer.get_train_iterator(1)
+        self._is_ahead = False
+        self._after = _generators()
+        _set_generators(before)
 
     def loaded(self, extra_state: Mapping[str, Any] | None) -> None:
         """A checkpoint's state is about to be gone on from."""
@@ -37,6 +58,11 @@ class DataHistory:
         task, subset = trainer.task, trainer.cfg.dataset.train_subset
         first = min(epoch, self._resumes or epoch) if load else epoch
         self._resumes = None
+        if self._after is not None and load and not self._is_ahead:
+            if first == 1:
+                _set_generators(self._after)
+                load = False
+            self._after = None
         before = task.datasets.get(subset)
         iterator = make(trainer, first, load_dataset=load, **options)
         dataset = task.datasets.get(subset)
@@ -48,6 +74,17 @@ class DataHistory:
                     dataset.set_epoch(since)
             iterator = make(trainer, epoch, load_dataset=False, **options)
         return iterator
+
+
+def _generators() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_generators(states: tuple[Any, ...]) -> None:
+    of_python, of_numpy, of_torch = states
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
 
 
 def add_data_hook(

@@ -1,7 +1,7 @@
 """Up to which point a rank is made before its generation begins, and what it is told then.
 
-A rank that stands by has its task, its model and, on CPUs, its trainer, and has met the others. On
-a GPU it waits before that: the rank that still trains there has its memory.
+A rank that stands by has its task and its model and, on CPUs, its trainer and its data, and has met
+the others. On a GPU it waits before that: the rank that still trains there has its memory.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Gate:
         """Nothing is gone on from but what the user's own options say."""
         return self._restore is None and not self.stands_by
 
+    @property
+    def is_closed(self) -> bool:
+        """There is time to make more ready."""
+        return not self._is_open.is_set()
+
     def open(self, restore: str | None) -> None:
         """It goes on from this; called in another thread."""
         self._restore = restore
@@ -47,7 +52,7 @@ class Gate:
 
     def wait(self) -> str | None:
         """What to go on from, as soon as that is known."""
-        if not self._is_open.is_set():
+        if self.is_closed:
             self._on_waiting()
             self._is_open.wait()
             self._steps.begin()  # a recovery's steps are those since
