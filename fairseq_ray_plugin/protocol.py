@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity, Own, Tally
+from fairseq_ray_plugin.faults import Error
 from fairseq_ray_plugin.state_copy import Copy as Copy
 from fairseq_ray_plugin.state_copy import HeldBy as HeldBy
 from fairseq_ray_plugin.state_copy import InMemory as InMemory
 from fairseq_ray_plugin.state_copy import InSaveDir as InSaveDir
-from fairseq_ray_plugin.faults import Error
 
 # What a rank says. Clocks are its own, in seconds: only differences mean something.
 
