@@ -30,6 +30,12 @@ def check_samples(run, num_updates):
     assert all(len(ids) in (8, 5) for ids in samples.values())
 
 
+def was_met_before(run, generation):
+    """Whether a generation's ranks had met when it began: no step of its start is that."""
+    (advanced,) = [e for e in run.events("advanced") if e["generation"] == generation]
+    return "load" in advanced["steps"] and not {"meet", "model"} & advanced["steps"].keys()
+
+
 def has_worker(nodes, node):
     commands = []
     for process in nodes.processes(node):
@@ -195,6 +201,7 @@ def test_a_node_that_dies_is_left_and_a_new_one_joined(tmp_path, english, two_no
     two_nodes.add()
     grown = run.until(lambda: [e for e in run.events("advanced") if e["generation"] == 3])
     assert 2 == grown[0]["world_size"]
+    assert was_met_before(run, 3), "training went on while the ranks were made"
     below = two_nodes.kill_raylet(two_nodes.of(run.ranks()[0]["node"]))
     run.until_advanced(world_size=1, after=3)
     _, alive = psutil.wait_procs(below, timeout=10)
@@ -227,6 +234,7 @@ def test_a_node_that_is_to_go_is_left_in_time_and_nothing_is_lost(
         run.until_update(20)
         metadata.announce(120)
         alone = run.until_advanced(world_size=1, after=0)
+        assert was_met_before(run, alone)
         assert spot.node_id not in [rank["node"] for rank in run.ranks()]
         drained = nodes.add()
         run.until_advanced(world_size=2, after=alone)
