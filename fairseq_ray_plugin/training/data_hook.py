@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.data import iterators
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 from fairseq_ray_plugin.compat.modules import patch
@@ -16,6 +17,8 @@ from fairseq_ray_plugin.training import noise, train_iterator
 from fairseq_ray_plugin.training.batching import Layout
 from fairseq_ray_plugin.training.refusal import Refused
 from fairseq_ray_plugin.training.train_iterator import LOADED_IN, ElasticEpochBatchIterator
+
+STOCK_BATCHES = FairseqTask.get_batch_iterator
 
 
 class DataHistory:
@@ -30,7 +33,6 @@ class DataHistory:
     def __init__(self) -> None:
         self.loaded_in = 1
         self._resumes: int | None = None
-        self._is_ahead = False
         self._after: tuple[Any, ...] | None = None
         """Random generators as they are after what was read ahead, if it is not in use yet."""
 
@@ -40,12 +42,15 @@ class DataHistory:
         It is of use where that one is the epoch to load it in, as nearly always; where not, nothing
         has happened. Fails as the loading of data does.
         """
-        if trainer.task.has_sharded_data("train"):
+        task, subset = trainer.task, trainer.cfg.dataset.train_subset
+        if task.has_sharded_data("train"):
             return  # each epoch loads a part of its own
         before = _generators()
-        self._is_ahead = True
-        trainer.get_train_iterator(1)
-        self._is_ahead = False
+        task.load_dataset(subset, epoch=1, combine=True, data_selector=None, tpu=trainer.tpu)
+        # mini-batches, too, where the task is known to make them once
+        is_stock = getattr(type(task), "get_batch_iterator", None) is STOCK_BATCHES
+        if is_stock and task.can_reuse_epoch_itr(task.dataset(subset)):
+            trainer.get_train_iterator(1, load_dataset=False)
         self._after = _generators()
         _set_generators(before)
 
@@ -58,7 +63,7 @@ class DataHistory:
         task, subset = trainer.task, trainer.cfg.dataset.train_subset
         first = min(epoch, self._resumes or epoch) if load else epoch
         self._resumes = None
-        if self._after is not None and load and not self._is_ahead:
+        if self._after is not None and load:
             if first == 1:
                 _set_generators(self._after)
                 load = False

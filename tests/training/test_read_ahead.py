@@ -14,12 +14,13 @@ class Task:
     """Its data draws when it is loaded."""
 
     def __init__(self, is_sharded=False):
-        self.datasets, self.is_sharded = {}, is_sharded
+        self.datasets, self.is_sharded, self.loads = {}, is_sharded, []
 
     def has_sharded_data(self, split):
         return self.is_sharded
 
-    def load_dataset(self, epoch):
+    def load_dataset(self, split, epoch, **options):
+        self.loads.append(epoch)
         draws = random.random(), float(np.random.rand()), float(torch.rand(()))
         self.datasets["train"] = (epoch, draws)
 
@@ -28,15 +29,14 @@ class Trainer:
     """What of fairseq's is needed, patched as in a rank."""
 
     def __init__(self, **options):
-        self.task, self.history, self.loads = Task(**options), DataHistory(), []
+        self.task, self.history = Task(**options), DataHistory()
         self.cfg = self.dataset = self
-        self.train_subset = "train"
+        self.train_subset, self.tpu = "train", False
 
     def get_train_iterator(self, epoch, load_dataset=True):
         def make(trainer, epoch, load_dataset):
             if load_dataset:
-                self.loads.append(epoch)
-                self.task.load_dataset(epoch)
+                self.task.load_dataset("train", epoch)
             return epoch, self.task.datasets["train"]
 
         return self.history.get_iterator(make, self, epoch, load_dataset)
@@ -51,7 +51,7 @@ def begin(loaded_in=1, epoch=3, is_ahead=False, **options):
     trainer.history.loaded({"train_iterator": {LOADED_IN: loaded_in}})
     iterator = trainer.get_train_iterator(epoch)
     draws = random.random(), np.random.rand(), torch.rand(())
-    return (iterator, trainer.history.loaded_in, draws), trainer.loads
+    return (iterator, trainer.history.loaded_in, draws), trainer.task.loads
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_it_serves_once():
     trainer.history.loaded(None)
     trainer.get_train_iterator(1)
     trainer.get_train_iterator(1)
-    assert [1, 1] == trainer.loads
+    assert [1, 1] == trainer.task.loads
 
 
 def test_data_that_cannot_be_loaded_raises_then():
     trainer = Trainer()
-    trainer.task.load_dataset = lambda epoch: open("/nowhere/dict.txt")
+    trainer.task.load_dataset = lambda *split, **options: open("/nowhere/dict.txt")
     with pytest.raises(FileNotFoundError):
         trainer.history.read_ahead(trainer)
