@@ -5,6 +5,7 @@ Its loop is patched in training/train_loop, its data in training/data_hook.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from typing import Any
@@ -185,7 +186,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
-        loaders.keep_optimizer_from(trainer)
+        loaders.keep_optimizer_from(trainer, lambda: contextlib.nullcontext([]))
         loaders.silence_orphans()
         keeper.steps.end("data")
         return extra_state, epoch_itr
