@@ -5,7 +5,6 @@ Its loop is patched in training/train_loop, its data in training/data_hook.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from typing import Any
@@ -32,6 +31,7 @@ from fairseq_ray_plugin.training import (
     train_iterator,
     train_loop,
     transfer,
+    warm,
 )
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
@@ -135,6 +135,10 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         nonlocal chosen
         keeper.steps.end("model")
+        warmed = warm.Warmed()
+        if restore is not None:
+            warmed = warm.warm(trainer)
+            keeper.steps.end("memory")
         chosen = source.choose(cfg, trainer, keeper, restore)
         named = source.fetch_named(cfg, trainer, keeper) if chosen is None else None
         if named is not None:
@@ -186,7 +190,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, restore: str | None) -> 
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
-        loaders.keep_optimizer_from(trainer, lambda: contextlib.nullcontext([]))
+        loaders.keep_optimizer_from(trainer, warmed.unused)
         loaders.silence_orphans()
         keeper.steps.end("data")
         return extra_state, epoch_itr
