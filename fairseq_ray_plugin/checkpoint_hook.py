@@ -31,6 +31,7 @@ from fairseq_ray_plugin.training import (
     train_iterator,
     train_loop,
     transfer,
+    warm,
 )
 from fairseq_ray_plugin.training.boundary import EXTRA, Boundary, StateKeeper
 from fairseq_ray_plugin.training.data_hook import DataHistory
@@ -137,6 +138,10 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
     def load_checkpoint(original: Any, cfg: Any, trainer: Any, **passthrough: Any) -> Any:
         nonlocal restore, chosen
         keeper.steps.end("model")
+        warmed = warm.Warmed()
+        if not gate.is_first_start:
+            warmed = warm.warm(trainer)
+            keeper.steps.end("memory")
         if gate.is_closed:
             history.read_ahead(trainer)
         restore = gate.wait()
@@ -191,7 +196,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
         keeper.training = keeper.training or source.new_training(trainer, keeper)
         keeper.catch_up = boundary.pending and boundary.update > 0
         keeper.attach(trainer, boundary)
-        loaders.keep_optimizer_from(trainer)
+        loaders.keep_optimizer_from(trainer, warmed.unused)
         loaders.silence_orphans()
         keeper.steps.end("data")
         return extra_state, epoch_itr

@@ -30,6 +30,12 @@ def test_a_checksum_reads_parameters_that_are_not_contiguous():
     assert agreement.checksum([weight.t()]) == agreement.checksum([weight.t().contiguous()])
 
 
+@pytest.mark.parametrize("numel", [7, 8])
+def test_a_checksum_does_not_depend_on_where_a_parameter_is(numel):
+    values = torch.randn(numel + 1)
+    assert agreement.checksum([values[1:]]) == agreement.checksum([values[1:].clone()])
+
+
 def test_the_odd_ones_are_named():
     assert "" == agreement.odd_ones([7])
     assert "" == agreement.odd_ones([7, 7, 7])

@@ -1,5 +1,6 @@
 """Loader processes have what they need, and no more."""
 
+import contextlib
 import os
 import sys
 import types
@@ -9,9 +10,13 @@ import torch
 from torch.utils.data import DataLoader, dataloader
 from torch.utils.data._utils import worker as loader_process
 
-from fairseq_ray_plugin.training import loaders
+from fairseq_ray_plugin.training import loaders, pages
 
 pytestmark = pytest.mark.timeout(60)
+
+
+def nothing_else():
+    return contextlib.nullcontext([])
 
 
 def is_mapped(address):
@@ -46,18 +51,33 @@ def trainer(monkeypatch):
     return types.SimpleNamespace(_optimizer=optimizer, optimizer=optimizer, parameter=parameter)
 
 
-def test_a_loader_process_has_the_model_but_not_the_optimizers_state(trainer):
+def test_a_loader_process_has_the_model_but_not_what_is_the_optimizers(trainer):
     (state,) = trainer.optimizer.optimizer.state.values()
-    tensors = [trainer.parameter, state["exp_avg"], state["exp_avg_sq"]]
+    tensors = [trainer.parameter, state["exp_avg"], state["exp_avg_sq"], trainer.parameter.grad]
     loader = DataLoader(Data(tensors), num_workers=1, multiprocessing_context="fork")
-    assert [[[True, True, True]]] == [there.tolist() for there in loader]
-    loaders.keep_optimizer_from(trainer)
-    assert [[[True, False, False]]] == [there.tolist() for there in loader]
+    assert [[[True, True, True, True]]] == [there.tolist() for there in loader]
+    loaders.keep_optimizer_from(trainer, nothing_else)
+    assert [[[True, False, False, False]]] == [there.tolist() for there in loader]
+
+
+def test_a_loader_process_does_not_have_what_nobody_uses(trainer):
+    spare = torch.ones(1_000_000)
+    is_forked = []
+
+    @contextlib.contextmanager
+    def unused():
+        yield pages.of([spare])
+        is_forked.append(True)
+
+    loaders.keep_optimizer_from(trainer, unused)
+    loader = DataLoader(Data([spare]), num_workers=1, multiprocessing_context="fork")
+    assert [[[False]]] == [there.tolist() for there in loader]
+    assert [True] == is_forked and is_mapped(spare.data_ptr() + 2_000_000)
 
 
 def test_a_process_that_others_fork_has_everything(trainer):
     (state,) = trainer.optimizer.optimizer.state.values()
-    loaders.keep_optimizer_from(trainer)
+    loaders.keep_optimizer_from(trainer, nothing_else)
     loader = DataLoader(Data([]), num_workers=1, multiprocessing_context="fork")
     list(loader)
     if (child := os.fork()) == 0:
@@ -66,7 +86,7 @@ def test_a_process_that_others_fork_has_everything(trainer):
 
 
 def test_a_trainer_without_an_optimizer_yet_starts_loaders_as_ever(trainer):
-    loaders.keep_optimizer_from(types.SimpleNamespace(_optimizer=None))
+    loaders.keep_optimizer_from(types.SimpleNamespace(_optimizer=None), nothing_else)
     loader = DataLoader(Data([trainer.parameter]), num_workers=1, multiprocessing_context="fork")
     assert [[[True]]] == [there.tolist() for there in loader]
 

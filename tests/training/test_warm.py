@@ -1,0 +1,56 @@
+"""The first update after a restart finds its memory touched, and is the same update."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_pages import NO_LARGE_PAGES
+
+from fairseq_ray_plugin.worker.server import KEEPS_MEMORY
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    NO_LARGE_PAGES,
+]
+
+
+@functools.cache
+def updates(how, keeps_memory=True):
+    """Page faults of each update, pages at the end, both as shares of the parameters' pages; and
+    what the parameters have become."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("warm_updates.py"), how, "1"],
+        env={**os.environ, **(KEEPS_MEMORY if keeps_memory else {"MALLOC_TRIM_THRESHOLD_": "0"})},
+        capture_output=True,
+        text=True,
+    )
+    assert 0 == done.returncode, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["faults"], result["resident"], result["values"]
+
+
+def test_gradients_and_buckets_are_there_after_loaders_were_forked():
+    cold, pages_of_cold, values = updates("cold")
+    warm, pages_of_warm, same_values = updates("warm")
+    assert values == same_values
+    # parameters, which loader processes share, gradients, and DDP's buckets
+    assert cold[0] > 2.9
+    assert warm[0] < 2  # what is passing, between layers, is not known ahead
+    assert warm[1] < cold[1]  # DDP's second buckets are where the first were
+    assert pages_of_warm < 1.25 * pages_of_cold
+
+
+def test_where_memory_is_short_updates_are_as_ever():
+    faults, _, values = updates("full")
+    assert faults[0] > 2.9
+    assert values == updates("cold")[2]
+
+
+def test_what_the_allocator_would_not_keep_is_not_asked_for():
+    faults, _, values = updates("warm", keeps_memory=False)
+    assert 1.9 < faults[0] < 2.9  # the buckets are touched, the gradients are not
+    assert values == updates("cold")[2]
