@@ -340,7 +340,7 @@ class RayCluster:
                 generation=start.generation,
                 rank=rank,
                 world_size=world_size,
-                restore=None if place is None else place.path,
+                restore=start.nearby.get(self.nodes[worker], place.path) if place else None,
                 from_snapshot=isinstance(place, protocol.InMemory),
                 keeps_snapshots=worker in start.keepers,
             )

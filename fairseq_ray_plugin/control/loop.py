@@ -202,7 +202,9 @@ def _not_told(s: Step, name: str, order: object, reason: str) -> None:
             stopping.fail(s, Failure(Cause.LOST, text, with_node=True))
         case Save() | Publish():
             phase = s.state.phase
-            if isinstance(phase, Saving) and phase.worker == name:
+            if name in s.state.putting_by:
+                s.set(putting_by=s.state.putting_by - {name})
+            elif isinstance(phase, Saving) and phase.worker == name:
                 stopping.lose_writer(s, phase)
 
 
@@ -216,6 +218,8 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
     match says:
         case Running(pid):
             s.set_worker(name, pid=pid)
+            if state.putting_by:  # the rank before is no more
+                s.set(putting_by=state.putting_by - {name})
             s.num_running += 1
             if s.num_running == len(state.ranks):
                 there = [(rank, n) for rank, n in enumerate(state.ranks) if n in s.workers]
@@ -260,10 +264,10 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             if isinstance(phase, Training) and s.is_in_generation(name):
                 # this loop stood still for so long that its workers saved what they had
                 stopping.begin_stop(s, Cause.TAKEN_OVER, at_once=True)
-        case Saved(update, path) if isinstance(phase, Saving) and phase.worker == name:
-            stopping.saved(s, update, path)
-        case Unsaved(reason) if isinstance(phase, Saving) and phase.worker == name:
-            stopping.not_saved(s, reason)
+        case Saved(update, path):
+            stopping.saved(s, name, update, path)
+        case Unsaved(reason):
+            stopping.unsaved(s, name, reason)
         case Snapshot(update, path):
             s.set(told_of_full_memory=False)
             stopping.keep(s, name, Copy(update, InMemory(node, path)))
@@ -302,6 +306,8 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
     standing = Standing.FINISHED if isinstance(says, Finished) else Standing.READY
     held = says.update if isinstance(says, Raised | Finished) else None
     s.set_worker(name, standing=standing, since=s.now, held=held)
+    if isinstance(says, Ended) and s.state.putting_by:
+        s.set(putting_by=s.state.putting_by - {name})
     if isinstance(says, Blocked):
         stopping.leave_out(s, worker.node, worker.gpu, says.reason)
     if not s.is_in_generation(name):

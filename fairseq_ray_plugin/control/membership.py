@@ -160,6 +160,7 @@ def _wait(s: Step, phase: Gathering, num_ready: int, num_starting: int) -> None:
 def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     ranks = _rank_order(s, ready, source)[: s.max_ranks]
     generation = s.state.generation + 1
+    nearby = copies.nearby(s, source) if source and isinstance(source.place, InMemory) else {}
     for rank, name in enumerate(ranks):
         s.set_worker(
             name,
@@ -176,6 +177,7 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
         generation=generation,
         ranks=ranks,
         source=source,
+        nearby=nearby,
         unwritten={},
         advanced=False,
         pace=s.state.pace.begin(s.now),
@@ -183,7 +185,8 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     )
     first_on = {s.workers[name].node: name for name in reversed(ranks)}
     keepers = sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
-    s.actions.append(Start(generation, ranks, source, frozenset(keepers)))
+    paths = {n: c.place.path for n, c in nearby.items() if isinstance(c.place, InMemory)}
+    s.actions.append(Start(generation, ranks, source, frozenset(keepers), paths))
     s.enter(Training(s.now))
 
 

@@ -213,9 +213,26 @@ def save(
     s: Step, copy: Copy, worker: str, as_checkpoint: bool, is_second_try: bool = False
 ) -> None:
     """A copy is to become a file."""
-    order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
-    s.tell([worker], order)
+    if worker in s.state.putting_by and not as_checkpoint:  # its own node's is this one now
+        s.set(putting_by=s.state.putting_by - {worker})
+    else:
+        order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
+        s.tell([worker], order)
+    if not as_checkpoint:
+        _put_by_elsewhere(s, copy, s.workers[worker].node)
     s.enter(Saving(s.now, copy, worker, as_checkpoint, is_second_try))
+
+
+def _put_by_elsewhere(s: Step, copy: Copy, node: str) -> None:
+    """Other nodes write what is held there to their own memory, from where their ranks read it."""
+    busy = {s.workers[name].node for name in s.state.putting_by if name in s.workers}
+    chosen: dict[str, str] = {}
+    for name in reversed(s.of_generation(Standing.READY)):  # of a node, the lowest rank
+        worker = s.workers[name]
+        if worker.held == copy.update and worker.node not in {node, *busy} and s.stays(name):
+            chosen[worker.node] = name
+    s.tell(chosen.values(), Save(as_checkpoint=False))
+    s.set(putting_by=s.state.putting_by | frozenset(chosen.values()))
 
 
 def end_when_saved(s: Step, ending: Ending, since: float) -> None:
@@ -254,12 +271,25 @@ def can_write(s: Step, worker: str) -> bool:
 def check_saving(s: Step, phase: Saving) -> None:
     """Whoever saves may be dead or cut off, or its disk stuck."""
     worker = s.workers.get(phase.worker)
-    if worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
+    if phase.written_at is not None:
+        s.enter(phase)
+        if s.now - phase.written_at >= phase.written_at - phase.since or not _may_answer(s):
+            s.end_step("save")
+            s.enter(Gathering(s.now))
+    elif worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
         s.enter(Gathering(s.now))
     elif not can_write(s, phase.worker):
         lose_writer(s, phase)
     elif s.now - phase.since > SAVE_LIMIT_S:
         not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
+
+
+def _may_answer(s: Step) -> bool:
+    """Whether a node's own copy may still be written, by a rank that is there."""
+    return any(
+        name in s.workers and s.workers[name].held is not None and can_write(s, name)
+        for name in s.state.putting_by
+    )
 
 
 def lose_writer(s: Step, phase: Saving) -> None:
@@ -269,17 +299,31 @@ def lose_writer(s: Step, phase: Saving) -> None:
     s.enter(Gathering(s.now))
 
 
-def saved(s: Step, update: int, path: str) -> None:
-    """The copy has become a file."""
-    phase = s.state.phase
-    assert isinstance(phase, Saving)
-    s.end_step("save")
-    if phase.as_checkpoint:
+def saved(s: Step, name: str, update: int, path: str) -> None:
+    """A copy has become a file: the one that is waited for, or a node's own."""
+    phase, in_memory = s.state.phase, Copy(update, InMemory(s.workers[name].node, path))
+    if name in s.state.putting_by:  # it may have been slow, and training go on
+        s.set(putting_by=s.state.putting_by - {name})
+        keep(s, name, in_memory)
+    elif not isinstance(phase, Saving) or phase.worker != name:
+        return
+    elif phase.as_checkpoint:
+        s.end_step("save")
         s.set(checkpoint=Copy(update, InSaveDir(path)))
         s.log(EventKind.CHECKPOINT, update=update, path=path)
+        s.enter(Gathering(s.now))
     else:
-        keep(s, phase.worker, Copy(update, InMemory(s.workers[phase.worker].node, path)))
-    s.enter(Gathering(s.now))
+        keep(s, name, in_memory)
+        check_saving(s, dataclasses.replace(phase, written_at=s.now))
+
+
+def unsaved(s: Step, name: str, reason: str) -> None:
+    """A copy has not: others write it, or its node does without."""
+    phase = s.state.phase
+    if name in s.state.putting_by:
+        s.set(putting_by=s.state.putting_by - {name})
+    elif isinstance(phase, Saving) and phase.worker == name:
+        not_saved(s, reason)
 
 
 def keep(s: Step, worker: str, copy: Copy) -> None:
@@ -289,8 +333,8 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
     there = {copy, *([old] if old else []), *(c for c in s.state.superseded if _is_on(c, node))}
     kept = copies.to_keep(there)
     s.set(snapshots={**s.state.snapshots, node: kept})
-    in_use = None if s.state.advanced else s.state.source
-    useless = there - {kept, in_use}
+    in_use = set() if s.state.advanced else {s.state.source, s.state.nearby.get(node)}
+    useless = there - {kept, *in_use}
     others = [c for c in s.state.superseded if not _is_on(c, node)]
     s.set(superseded=(*others, *(there - {kept} - useless)))
     paths = frozenset(c.place.path for c in useless if isinstance(c.place, InMemory))
@@ -333,6 +377,9 @@ def not_saved(s: Step, reason: str) -> None:
     if copy not in unwritten:
         s.log(EventKind.UNSAVED, reason)
     may_be_other = isinstance(copy.place, HeldBy) and s.state.ending is None
+    if may_be_other and copies.nearby(s, copy):  # another node has it
+        s.enter(Gathering(s.now))
+        return
     if may_be_other and not phase.is_second_try:
         save(s, copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
         return
