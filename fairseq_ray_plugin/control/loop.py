@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity
-from fairseq_ray_plugin.control import membership, stopping
+from fairseq_ray_plugin.control import membership, own_copies, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
     UNHEARD_S,
@@ -238,6 +238,7 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
                     s.set(stall_s=s.now - state.stopped_at, stopped_at=None)
                 s.log(EventKind.ADVANCED, steps=_rounded({**state.steps, **dict(steps)}))
                 s.set(steps={}, step_ended_at=None)
+                own_copies.drop_all_but(s, membership.keepers(s))
         case Doing(activity, at) if name == state.ranks[0]:
             s.set(pace=state.pace.sign(s.now, activity, at))
         case Stacks(text):

@@ -183,11 +183,16 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
         pace=s.state.pace.begin(s.now),
         waiting=None,
     )
-    first_on = {s.workers[name].node: name for name in reversed(ranks)}
-    keepers = sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
     paths = {n: c.place.path for n, c in nearby.items() if isinstance(c.place, InMemory)}
-    s.actions.append(Start(generation, ranks, source, frozenset(keepers), paths))
+    s.actions.append(Start(generation, ranks, source, frozenset(keepers(s)), paths))
     s.enter(Training(s.now))
+
+
+def keepers(s: Step) -> list[str]:
+    """The generation's workers that put snapshots by: on each of its first nodes the first one."""
+    there = [name for name in s.state.ranks if name in s.workers]
+    first_on = {s.workers[name].node: name for name in reversed(there)}
+    return sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
 
 
 def _rank_order(s: Step, names: list[str], source: Copy | None) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fairseq_ray_plugin.control import copies, nodes
+from fairseq_ray_plugin.control import copies, nodes, own_copies
 from fairseq_ray_plugin.control.failures import Cause, Failure, describe, first_cause
 from fairseq_ray_plugin.control.state import (
-    UNHEARD_S,
     Ending,
     Gathering,
     Saving,
@@ -219,20 +218,8 @@ def save(
         order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
         s.tell([worker], order)
     if not as_checkpoint:
-        _put_by_elsewhere(s, copy, s.workers[worker].node)
+        own_copies.put_by(s, copy, s.workers[worker].node)
     s.enter(Saving(s.now, copy, worker, as_checkpoint, is_second_try))
-
-
-def _put_by_elsewhere(s: Step, copy: Copy, node: str) -> None:
-    """Other nodes write what is held there to their own memory, from where their ranks read it."""
-    busy = {s.workers[name].node for name in s.state.putting_by if name in s.workers}
-    chosen: dict[str, str] = {}
-    for name in reversed(s.of_generation(Standing.READY)):  # of a node, the lowest rank
-        worker = s.workers[name]
-        if worker.held == copy.update and worker.node not in {node, *busy} and s.stays(name):
-            chosen[worker.node] = name
-    s.tell(chosen.values(), Save(as_checkpoint=False))
-    s.set(putting_by=s.state.putting_by | frozenset(chosen.values()))
 
 
 def end_when_saved(s: Step, ending: Ending, since: float) -> None:
@@ -258,14 +245,8 @@ def end_when_saved(s: Step, ending: Ending, since: float) -> None:
 
 def publish(s: Step, copy: Copy, node: str) -> None:
     """A snapshot in a node's memory becomes a checkpoint; a worker there copies the file."""
-    worker = next(n for n, w in s.workers.items() if w.node == node and can_write(s, n))
+    worker = next(n for n, w in s.workers.items() if w.node == node and own_copies.can_write(s, n))
     save(s, copy, worker, as_checkpoint=True)
-
-
-def can_write(s: Step, worker: str) -> bool:
-    there = s.workers[worker]
-    is_up = there.standing not in (Standing.STARTING, Standing.SILENT)
-    return is_up and not s.is_unheard(there.node, UNHEARD_S)
 
 
 def check_saving(s: Step, phase: Saving) -> None:
@@ -273,23 +254,16 @@ def check_saving(s: Step, phase: Saving) -> None:
     worker = s.workers.get(phase.worker)
     if phase.written_at is not None:
         s.enter(phase)
-        if s.now - phase.written_at >= phase.written_at - phase.since or not _may_answer(s):
+        is_late = s.now - phase.written_at >= phase.written_at - phase.since
+        if is_late or not own_copies.may_be_written(s):
             s.end_step("save")
             s.enter(Gathering(s.now))
     elif worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
         s.enter(Gathering(s.now))
-    elif not can_write(s, phase.worker):
+    elif not own_copies.can_write(s, phase.worker):
         lose_writer(s, phase)
     elif s.now - phase.since > SAVE_LIMIT_S:
         not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
-
-
-def _may_answer(s: Step) -> bool:
-    """Whether a node's own copy may still be written, by a rank that is there."""
-    return any(
-        name in s.workers and s.workers[name].held is not None and can_write(s, name)
-        for name in s.state.putting_by
-    )
 
 
 def lose_writer(s: Step, phase: Saving) -> None:

@@ -867,6 +867,20 @@ def test_each_node_that_stays_puts_by_its_own_copy_and_its_ranks_are_told_of_it(
     assert ("worker-2", {"on b", "newer"}) == (drop.worker, drop.order.paths)
 
 
+def test_own_copies_are_dropped_when_they_have_been_read_but_on_nodes_that_keep_snapshots():
+    cluster = Cluster()
+    cluster.train({"a": 2, "b": 1, "c": 1})
+    cluster.see(cluster.ended("worker-0", "was killed"))
+    saves = told(cluster.see(*(cluster.held(f"worker-{n}", 10) for n in (1, 2, 3))), Save)
+    written = [cluster.saved(save.worker, 10, f"by {save.worker}") for save in saves]
+    (start,) = only(cluster.see(*written), protocol.Start)
+    assert {"a", "b", "c"} == start.nearby.keys()
+    cluster.see(cluster.advanced("worker-1", 11))
+    drops = [a for a in cluster.actions if isinstance(a, Tell) and isinstance(a.order, Drop)]
+    assert [("worker-3", {"by worker-3"})] == [(drop.worker, drop.order.paths) for drop in drops]
+    assert {"a", "b"} == cluster.state.snapshots.keys()
+
+
 @pytest.mark.parametrize("how", ["late", "full", "dead", "unreached"])
 def test_a_nodes_own_copy_is_waited_for_no_longer_than_the_first_took(how):
     cluster = Cluster()
