@@ -483,4 +483,4 @@ def test_ranks_of_each_node_go_on_from_its_own_memory_and_all_from_the_same_bits
     assert [of_rank_0] * 4 == [line["averages"] for line in loaded]
     shares = {line["rank"]: line["share"] for line in loaded}
     assert 0 == shares[0] == shares[1], "their node's file is rank 0's"
-    assert 0 < shares[2] == shares[3] < 0.1, "what is small comes from rank 0, and nothing else"
+    assert 0 < shares[2] == shares[3] < 0.1, "what differs comes from rank 0, with what is small"

@@ -76,9 +76,6 @@ class Layout:
             for begin, end in self.blocks
             for at in range(begin, end, PIECE)
         ]
-        small_end = self.offsets[large[0]] if large else end
-        self.num_small = sum(begin < small_end for begin, _ in self.pieces)
-        """Of the pieces, those that have small storages alone: they come first."""
 
 
 class Storages:

@@ -109,12 +109,10 @@ def _opened(path: str | None, stack: contextlib.ExitStack) -> raw.File | None:
 
 
 def _differ(own: raw.File, layout: Layout, sums: Sequence[int]) -> Any:
-    """Which pieces of a node's file are not rank 0's; small storages never count as alike."""
+    """Which pieces of a node's file are not rank 0's."""
     if own.layout.sizes != layout.sizes or len(sums) != len(own.sums):
         return 1
-    differ = np.array(own.sums, dtype=np.uint64) != np.array(sums, dtype=np.uint64)
-    differ[: layout.num_small] = True
-    return differ
+    return np.array(own.sums, dtype=np.uint64) != np.array(sums, dtype=np.uint64)
 
 
 def _of_all(lacks: np.ndarray[Any, Any], group: Any, device: torch.device) -> list[list[int]]:
