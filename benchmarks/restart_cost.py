@@ -7,7 +7,9 @@ Two ranks forked from one preloaded server, without Ray: a generation that begin
 on from its state, received by rank 1. CPU seconds (user + system) and page faults mean something
 also where other work runs beside them, as seconds do not. A line of JSON for each rank: its steps,
 then u, an update (median); on rank 0 of the first also c, a plain copy of the state (all tensors,
-one thread, new memory), and what it takes to put the state by, first and again.
+one thread, new memory), and what it takes to put the state by, first and again. On the second's
+rank 1 also how long the state was on its way, and how long gloo takes for one tensor as large, into
+new memory and into the same again; these are seconds of the clock.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +33,12 @@ from fairseq_ray_plugin import compat  # noqa: E402
 compat.apply()
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from fairseq import options  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 
 from fairseq_ray_plugin.assignment import Assignment, Preload  # noqa: E402
+from fairseq_ray_plugin.training import transfer  # noqa: E402
 from fairseq_ray_plugin.training.boundary import StateKeeper  # noqa: E402
 from fairseq_ray_plugin.training.gate import Gate  # noqa: E402
 from fairseq_ray_plugin.training.steps import Steps  # noqa: E402
@@ -78,6 +83,29 @@ def cost_of(action) -> tuple[float, int]:
     cost = difference(begin, usage())
     del result
     return cost
+
+
+MOVED: list[tuple[float, int]] = []
+"""Seconds, and bytes."""
+
+
+def move(self: transfer._Move, original=transfer._Move.run) -> None:
+    seconds = seconds_of(lambda: original(self))
+    MOVED.append((seconds, self._pieces[-1][1]))
+
+
+def seconds_of(action) -> float:
+    dist.barrier()
+    begin = time.monotonic()
+    action()
+    return round(time.monotonic() - begin, 2)
+
+
+def by_gloo(num_bytes: int, place: int) -> list[float]:
+    """One tensor from rank 0 to rank 1, in new memory and again."""
+    tensor = torch.ones if place == 0 else torch.empty
+    message = tensor(num_bytes, dtype=torch.uint8)
+    return [seconds_of(lambda: dist.broadcast(message, 0)) for _ in range(3)]
 
 
 def main() -> None:
@@ -130,6 +158,7 @@ def train(run, number: int, place: int, listener, restore: str | None, state: st
         **{"user_dir": None, "snapshot_folders": (), "snapshot_updates": 0},
         master=listener.getsockname(),
     )
+    transfer._Move.run = move
     keeper = StateKeeper(place, 2)
     keeper.steps = costs = Costs()
     ends: list[tuple[float, float]] = []
@@ -158,6 +187,11 @@ def report(number: int, place: int, keeper: StateKeeper, costs: Costs, ends, sta
             tensors += [value for value in values.values() if torch.is_tensor(value)]
         result["c"] = cost_of(lambda: [tensor.clone() for tensor in tensors])
         result["put by"] = [cost_of(lambda: keeper.put_by(state)) for _ in range(2)]
+    if number == 2:
+        (seconds, num_bytes), *_ = MOVED
+        gloo = by_gloo(num_bytes, place)
+        if place == 1:
+            result["moved"] = {"GB": round(num_bytes / 1e9, 2), "s": seconds, "gloo": gloo}
     print(json.dumps(result), flush=True)
 
 

@@ -82,7 +82,8 @@ class Role:
     rank: int
     world_size: int
     restore: str | None
-    """Snapshot or checkpoint to go on from; None: as the user's options say."""
+    """Snapshot or checkpoint to go on from; None: as the user's options say. Of a snapshot, the one
+    in this node's own memory, where there is one."""
 
     from_snapshot: bool = False
     """`restore` is one, and is opened in this worker's own folders alone."""

@@ -16,6 +16,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from fairseq_ray_plugin.checkpoints import claim
+from fairseq_ray_plugin.checkpoints.memory import RAW
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.options import last_checkpoint
 from fairseq_ray_plugin.training import (
@@ -206,18 +207,13 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
 
     read_checkpoint = checkpoint_utils.load_checkpoint_to_cpu
 
-    def read(path: str) -> Any:
-        if raw.is_raw(path):  # of this fairseq: there is nothing to upgrade
-            return train_iterator.add_position(raw.read(path, mapped=True))
-        return train_iterator.add_position(read_checkpoint(path))
-
     @patch(checkpoint_utils, "load_checkpoint_to_cpu")
     def load_checkpoint_to_cpu(original: Any, *args: Any, **kwargs: Any) -> Any:
         if loaded:
             return loaded.pop()
         path = args[0] if args else kwargs["path"]
         if raw.is_raw(path):
-            return raw.own(read(path))
+            return train_iterator.add_position(raw.read(path))
         return train_iterator.add_position(original(*args, **kwargs))
 
     @patch(Trainer, "load_checkpoint")
@@ -237,7 +233,10 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
         path = chosen or filename
         load_everywhere = trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks
         if chosen is not None and transfer.is_alike_on_all_ranks(trainer):
-            loaded.append(transfer.load(chosen, read, trainer, keeper.folders))
+            state = transfer.load(chosen, restore, read_checkpoint, trainer, keeper.folders)
+            loaded.append(train_iterator.add_position(state))
+            if chosen.endswith(RAW):  # of this very model
+                transfer.take_over(trainer.get_model(), state["model"])
             with open_dict(trainer.cfg):  # as they have it by now
                 trainer.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         exists = chosen is not None or source.named_file_exists(path, trainer, keeper)

@@ -342,7 +342,7 @@ class RayCluster:
             on_one_node = len({self.nodes[worker] for worker in start.ranks}) == 1
             address = self.actors[start.ranks[0]].address
             self.met = (start.generation, address.remote(on_one_node))
-        for worker, role in starting.roles(start).items():
+        for worker, role in starting.roles(start, self.nodes).items():
             self._call(worker, start, method, role, self.met[1])
         world_size = len(start.ranks)
         if world_size > self.num_asked:  # should one go, a replacement is asked for by then

@@ -371,6 +371,9 @@ class Start:
     keepers: frozenset[str]
     """The workers whose ranks put a snapshot by from time to time, one a node."""
 
+    nearby: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Node -> path of a file in its memory that was written after the same update."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tell:

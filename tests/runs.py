@@ -22,6 +22,7 @@ TESTS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 RECORDER = TESTS / "recorder"
 STATEFUL = TESTS / "stateful"
+NEARBY = TESTS / "nearby"
 STREAMING = TESTS / "streaming"
 CLOCKWORK = TESTS / "clockwork"
 LIMIT_S = 150

@@ -12,7 +12,7 @@ import recorded
 import torch
 from metadata import MetadataServer
 from oom import too_little_memory
-from runs import STATEFUL, check_epochs, kill, ray_train, same
+from runs import NEARBY, STATEFUL, check_epochs, kill, ray_train, same
 
 from fairseq_ray_plugin.accounting.account import account
 from fairseq_ray_plugin.accounting.spent import Spent
@@ -465,3 +465,30 @@ def test_after_failures_the_whole_state_is_that_of_an_undisturbed_run_bit_for_bi
     timeless = set(meters) - {"train_wall", "wall", "wps", "ups", "gb_free"}
     assert {"loss", "gnorm", "lr", "bsz"} < timeless
     assert {k: meters[k] for k in timeless} == {k: meters_there[k] for k in timeless}
+
+
+def test_ranks_of_each_node_go_on_from_its_own_memory_and_all_from_the_same_bits(
+    tmp_path, english, nodes
+):
+    """Two nodes of two ranks, of which one is killed; each rank had averages of its own."""
+    for _ in range(2):
+        nodes.add(num_cpus=2)
+    run = ray_train(
+        tmp_path,
+        english,
+        data.MASKED_LM,
+        *("--encoder-ffn-embed-dim", "2048", "--max-update", "20", "--disable-validation"),
+        *("--user-dir", NEARBY, "--ray-min-workers", "4"),
+        address=nodes.address,
+        faults=[{"rank": 1, "update": 11, "where": "begin", "what": "SIGKILL"}],
+    ).finish()
+    last = [line for line in run.lines_of("averages") if line["update"] == 10]
+    (of_rank_0,) = [line["averages"] for line in last if line["rank"] == 0]
+    assert 4 == len({str(line["averages"]) for line in last}), "they differ by rank"
+    loaded = [line for line in run.lines_of("loaded") if line["update"] == 10]
+    assert [0, 1, 2, 3] == sorted(line["rank"] for line in loaded)
+    assert 1 == len({line["digest"] for line in loaded}), "model and optimizer, bit for bit"
+    assert [of_rank_0] * 4 == [line["averages"] for line in loaded]
+    shares = {line["rank"]: line["share"] for line in loaded}
+    assert 0 == shares[0] == shares[1], "their node's file is rank 0's"
+    assert 0 < shares[2] == shares[3] < 0.1, "what differs comes from rank 0, with what is small"

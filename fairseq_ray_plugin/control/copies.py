@@ -44,13 +44,27 @@ def to_go_on_from(s: Step) -> Copy | None:
 
     fairseq leaves 32-bit parameters behind `--fp16` out of it, and what its options say.
     """
-    there = at_hand(s)
-    best = freshest(there)
-    for copy in there:
-        in_memory = isinstance(copy.place, InMemory) and s.node_stays(copy.place.node)
-        if best is not None and copy.update == best.update and in_memory:
-            return copy
-    return best
+    best = freshest(at_hand(s))
+    in_memory = nearby(s, best) if best is not None else {}
+    return next(iter(in_memory.values()), best)
+
+
+def nearby(s: Step, copy: Copy) -> dict[str, Copy]:
+    """After the same update, in the memory of nodes that stay; the lowest rank's node first."""
+    found = {
+        there.place.node: there
+        for there in at_hand(s)
+        if isinstance(there.place, InMemory)
+        and there.update == copy.update
+        and s.node_stays(there.place.node)
+    }
+    if len(found) < 2:
+        return found
+    ranks: dict[str, int] = {}
+    for name, worker in s.workers.items():
+        rank = worker.rank if s.is_in_generation(name) else len(s.state.ranks)
+        ranks[worker.node] = min(rank, ranks.get(worker.node, rank))
+    return {node: found[node] for node in sorted(found, key=lambda node: (ranks[node], node))}
 
 
 def at_hand(s: Step) -> list[Copy]:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 
 from fairseq_ray_plugin.activity import Activity
-from fairseq_ray_plugin.control import membership, standby, stopping
+from fairseq_ray_plugin.control import membership, own_copies, standby, stopping
 from fairseq_ray_plugin.control.failures import Cause, Failure
 from fairseq_ray_plugin.control.state import (
     UNHEARD_S,
@@ -209,7 +209,9 @@ def _not_told(s: Step, name: str, order: object, reason: str) -> None:
             standby.lose(s)
         case Save() | Publish():
             phase = s.state.phase
-            if isinstance(phase, Saving) and phase.worker == name:
+            if name in s.state.putting_by:
+                s.set(putting_by=s.state.putting_by - {name})
+            elif isinstance(phase, Saving) and phase.worker == name:
                 stopping.lose_writer(s, phase)
 
 
@@ -223,6 +225,8 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
     match says:
         case Running(pid):
             s.set_worker(name, pid=pid)
+            if state.putting_by:  # the rank before is no more
+                s.set(putting_by=state.putting_by - {name})
             s.num_running += 1
             if s.num_running == len(state.ranks):
                 there = [(rank, n) for rank, n in enumerate(state.ranks) if n in s.workers]
@@ -241,6 +245,7 @@ def _hear_of_progress(s: Step, name: str, says: RankMessage) -> None:
                     s.set(stall_s=s.now - state.stopped_at, stopped_at=None)
                 s.log(EventKind.ADVANCED, steps=_rounded({**state.steps, **dict(steps)}))
                 s.set(steps={}, step_ended_at=None)
+                own_copies.drop_all_but(s, membership.keepers(s))
         case Doing(activity, at) if name == state.ranks[0]:
             s.set(pace=state.pace.sign(s.now, activity, at))
         case Stacks(text):
@@ -267,10 +272,10 @@ def _hear_rank(s: Step, name: str, generation: int, says: RankMessage) -> None:
             if isinstance(phase, Training) and s.is_in_generation(name):
                 # this loop stood still for so long that its workers saved what they had
                 stopping.begin_stop(s, Cause.TAKEN_OVER, at_once=True)
-        case Saved(update, path) if isinstance(phase, Saving) and phase.worker == name:
-            stopping.saved(s, update, path)
-        case Unsaved(reason) if isinstance(phase, Saving) and phase.worker == name:
-            stopping.not_saved(s, reason)
+        case Saved(update, path):
+            stopping.saved(s, name, update, path)
+        case Unsaved(reason):
+            stopping.unsaved(s, name, reason)
         case Snapshot(update, path):
             s.set(told_of_full_memory=False)
             stopping.keep(s, name, Copy(update, InMemory(node, path)))
@@ -309,6 +314,8 @@ def _hear_of_end(s: Step, name: str, says: RankMessage) -> None:
     standing = Standing.FINISHED if isinstance(says, Finished) else Standing.READY
     held = says.update if isinstance(says, Raised | Finished) else None
     s.set_worker(name, standing=standing, since=s.now, held=held)
+    if isinstance(says, Ended) and s.state.putting_by:
+        s.set(putting_by=s.state.putting_by - {name})
     if isinstance(says, Blocked):
         stopping.leave_out(s, worker.node, worker.gpu, says.reason)
     if not s.is_in_generation(name):

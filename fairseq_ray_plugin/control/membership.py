@@ -161,9 +161,11 @@ def _wait(s: Step, phase: Gathering, num_ready: int, num_starting: int) -> None:
 
 
 def _start(s: Step, ready: list[str], source: Copy | None) -> None:
-    there = standby.for_start(s, ready, source)
+    nearby = copies.nearby(s, source) if source and isinstance(source.place, InMemory) else {}
+    there = standby.for_start(s, ready, source, nearby)
     if there is not None:
         generation, ranks = there.generation, there.ranks
+        source = nearby.get(s.workers[ranks[0]].node, source)
         s.set(standby=None)
     else:
         standby.stand_down(s)
@@ -186,15 +188,22 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
         generation=generation,
         ranks=ranks,
         source=source,
+        nearby=nearby,
         unwritten={},
         advanced=False,
         pace=s.state.pace.begin(s.now),
         waiting=None,
     )
-    first_on = {s.workers[name].node: name for name in reversed(ranks)}
-    keepers = sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
-    s.actions.append(Start(generation, ranks, source, frozenset(keepers)))
+    paths = {n: c.place.path for n, c in nearby.items() if isinstance(c.place, InMemory)}
+    s.actions.append(Start(generation, ranks, source, frozenset(keepers(s)), paths))
     s.enter(Training(s.now))
+
+
+def keepers(s: Step) -> list[str]:
+    """The generation's workers that put snapshots by: on each of its first nodes the first one."""
+    there = [name for name in s.state.ranks if name in s.workers]
+    first_on = {s.workers[name].node: name for name in reversed(there)}
+    return sorted(first_on.values(), key=lambda name: s.workers[name].rank)[:NUM_KEEPERS]
 
 
 def leaves(s: Step) -> bool:

@@ -8,7 +8,7 @@ consequence: a generation for which none stand by is made when it begins.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fairseq_ray_plugin.control.state import Step
 from fairseq_ray_plugin.protocol import (
@@ -95,13 +95,20 @@ def is_there(s: Step, names: Sequence[str], left_s: float) -> bool:
     return not waits or s.now - standby.since >= limit
 
 
-def for_start(s: Step, ready: Iterable[str], source: Copy | None) -> Standby | None:
-    """Who stands by for a generation that starts with some of these workers from this copy."""
+def for_start(
+    s: Step, ready: Iterable[str], source: Copy | None, nearby: Collection[str]
+) -> Standby | None:
+    """Who stands by for a generation that starts with some of these workers from this copy.
+
+    Args:
+        nearby: nodes whose memory has the same.
+    """
     standby = s.state.standby
     if standby is None or standby.is_lost or source is None or not set(ready) >= {*standby.ranks}:
         return None
-    home = source.place.node if isinstance(source.place, InMemory) else None
-    return standby if home in (None, s.workers[standby.ranks[0]].node) else None
+    home = s.workers[standby.ranks[0]].node
+    is_home = home in nearby or not isinstance(source.place, InMemory)
+    return standby if is_home else None
 
 
 def hear(s: Step, name: str, envelope: FromRank) -> bool:

@@ -81,6 +81,9 @@ class Saving:
     is_second_try: bool = False
     """It could not be written as the other kind of file."""
 
+    written_at: float | None = None
+    """When it was, where other nodes' own copies are waited for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Over:
@@ -191,6 +194,9 @@ class State:
     superseded: tuple[Copy, ...] = ()
     """Snapshots that are to go as soon as no generation is starting from them."""
 
+    putting_by: frozenset[str] = frozenset()
+    """Workers asked to write the state to their own nodes' memory that have not answered."""
+
     unwritten: Mapping[Copy, tuple[float, float]] = dataclasses.field(default_factory=dict)
     """What could not be written, for want of room -> when, first and last."""
 
@@ -210,6 +216,9 @@ class State:
     """The newest generation that ranks were made for, if it is not this one."""
 
     standby: Standby | None = None
+    nearby: Mapping[str, Copy] = dataclasses.field(default_factory=dict)
+    """Node -> the same in its own memory, from where its ranks read what is alike."""
+
     num_running: int = 0
     """Ranks whose training process has been started."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fairseq_ray_plugin.control import copies, nodes
+from fairseq_ray_plugin.control import copies, nodes, own_copies
 from fairseq_ray_plugin.control.failures import Cause, Failure, describe, first_cause
 from fairseq_ray_plugin.control.state import (
-    UNHEARD_S,
     Ending,
     Gathering,
     Saving,
@@ -213,8 +212,13 @@ def save(
     s: Step, copy: Copy, worker: str, as_checkpoint: bool, is_second_try: bool = False
 ) -> None:
     """A copy is to become a file."""
-    order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
-    s.tell([worker], order)
+    if worker in s.state.putting_by and not as_checkpoint:  # its own node's is this one now
+        s.set(putting_by=s.state.putting_by - {worker})
+    else:
+        order = Publish(copy) if isinstance(copy.place, InMemory) else Save(as_checkpoint)
+        s.tell([worker], order)
+    if not as_checkpoint:
+        own_copies.put_by(s, copy, s.workers[worker].node)
     s.enter(Saving(s.now, copy, worker, as_checkpoint, is_second_try))
 
 
@@ -241,22 +245,22 @@ def end_when_saved(s: Step, ending: Ending, since: float) -> None:
 
 def publish(s: Step, copy: Copy, node: str) -> None:
     """A snapshot in a node's memory becomes a checkpoint; a worker there copies the file."""
-    worker = next(n for n, w in s.workers.items() if w.node == node and can_write(s, n))
+    worker = next(n for n, w in s.workers.items() if w.node == node and own_copies.can_write(s, n))
     save(s, copy, worker, as_checkpoint=True)
-
-
-def can_write(s: Step, worker: str) -> bool:
-    there = s.workers[worker]
-    is_up = there.standing not in (Standing.STARTING, Standing.SILENT)
-    return is_up and not s.is_unheard(there.node, UNHEARD_S)
 
 
 def check_saving(s: Step, phase: Saving) -> None:
     """Whoever saves may be dead or cut off, or its disk stuck."""
     worker = s.workers.get(phase.worker)
-    if worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
+    if phase.written_at is not None:
+        s.enter(phase)
+        is_late = s.now - phase.written_at >= phase.written_at - phase.since
+        if is_late or not own_copies.may_be_written(s):
+            s.end_step("save")
+            s.enter(Gathering(s.now))
+    elif worker is None or (isinstance(phase.copy.place, HeldBy) and worker.held is None):
         s.enter(Gathering(s.now))
-    elif not can_write(s, phase.worker):
+    elif not own_copies.can_write(s, phase.worker):
         lose_writer(s, phase)
     elif s.now - phase.since > SAVE_LIMIT_S:
         not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
@@ -269,17 +273,31 @@ def lose_writer(s: Step, phase: Saving) -> None:
     s.enter(Gathering(s.now))
 
 
-def saved(s: Step, update: int, path: str) -> None:
-    """The copy has become a file."""
-    phase = s.state.phase
-    assert isinstance(phase, Saving)
-    s.end_step("save")
-    if phase.as_checkpoint:
+def saved(s: Step, name: str, update: int, path: str) -> None:
+    """A copy has become a file: the one that is waited for, or a node's own."""
+    phase, in_memory = s.state.phase, Copy(update, InMemory(s.workers[name].node, path))
+    if name in s.state.putting_by:  # it may have been slow, and training go on
+        s.set(putting_by=s.state.putting_by - {name})
+        keep(s, name, in_memory)
+    elif not isinstance(phase, Saving) or phase.worker != name:
+        return
+    elif phase.as_checkpoint:
+        s.end_step("save")
         s.set(checkpoint=Copy(update, InSaveDir(path)))
         s.log(EventKind.CHECKPOINT, update=update, path=path)
+        s.enter(Gathering(s.now))
     else:
-        keep(s, phase.worker, Copy(update, InMemory(s.workers[phase.worker].node, path)))
-    s.enter(Gathering(s.now))
+        keep(s, name, in_memory)
+        check_saving(s, dataclasses.replace(phase, written_at=s.now))
+
+
+def unsaved(s: Step, name: str, reason: str) -> None:
+    """A copy has not: others write it, or its node does without."""
+    phase = s.state.phase
+    if name in s.state.putting_by:
+        s.set(putting_by=s.state.putting_by - {name})
+    elif isinstance(phase, Saving) and phase.worker == name:
+        not_saved(s, reason)
 
 
 def keep(s: Step, worker: str, copy: Copy) -> None:
@@ -289,8 +307,8 @@ def keep(s: Step, worker: str, copy: Copy) -> None:
     there = {copy, *([old] if old else []), *(c for c in s.state.superseded if _is_on(c, node))}
     kept = copies.to_keep(there)
     s.set(snapshots={**s.state.snapshots, node: kept})
-    in_use = None if s.state.advanced else s.state.source
-    useless = there - {kept, in_use}
+    in_use = set() if s.state.advanced else {s.state.source, s.state.nearby.get(node)}
+    useless = there - {kept, *in_use}
     others = [c for c in s.state.superseded if not _is_on(c, node)]
     s.set(superseded=(*others, *(there - {kept} - useless)))
     paths = frozenset(c.place.path for c in useless if isinstance(c.place, InMemory))
@@ -333,6 +351,9 @@ def not_saved(s: Step, reason: str) -> None:
     if copy not in unwritten:
         s.log(EventKind.UNSAVED, reason)
     may_be_other = isinstance(copy.place, HeldBy) and s.state.ending is None
+    if may_be_other and copies.nearby(s, copy):  # another node has it
+        s.enter(Gathering(s.now))
+        return
     if may_be_other and not phase.is_second_try:
         save(s, copy, phase.worker, not phase.as_checkpoint, is_second_try=True)
         return

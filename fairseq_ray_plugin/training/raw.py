@@ -3,28 +3,40 @@
 For a node's memory alone: nothing checks the bytes, and only this process's kind reads them. What
 outlives the node is a checkpoint, which `torch.save` makes of what `read` gives.
 
-    magic · offset and length of the pickle · bytes of storages, each aligned · pickle
+    magic · lengths of what follows · bytes of storages (see `layout`) · pickle · sizes · sums
 
-The pickle has everything but the bytes: what in it was a tensor's storage is its place in the file.
+The pickle has everything but the bytes: what in it was a tensor's storage is its number. Of each
+piece there is a sum, by which ranks tell whether their nodes' files have the same.
 """
 
 from __future__ import annotations
 
-import copy
-import ctypes
+import array
 import errno
 import io
 import os
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
 
-_MAGIC = b"fairseq_ray raw 1"
-_HEADER = struct.Struct("<24sQQ")
-_ALIGNMENT = 64
+from fairseq_ray_plugin.training.layout import (
+    STEP,
+    Bytes,
+    Layout,
+    Memory,
+    Storages,
+    Sum,
+    aligned,
+    threads,
+)
+
+_MAGIC = b"fairseq_ray raw 2"
+_HEADER = struct.Struct("<24sQQQ")
+_BEGIN = aligned(_HEADER.size)
 
 LEAST_RESERVE, MOST_RESERVE = 32 << 20, 1 << 30
 """Bytes of a file system in memory that are left to others, NCCL and loader processes: a sixteenth
@@ -40,17 +52,32 @@ def write(state: Any, path: str) -> None:
     Raises:
         OSError: there is no room, or too little would be left to others.
     """
-    text, storages, end = _split(state)
+    text, storages = split(state)
+    layout = Layout([storage.nbytes() for storage in storages])
+    laid = Storages(layout, storages)
     # what is there already need not be found again: pages that are in place are twice as fast
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+
+    def write_piece(piece: tuple[int, int]) -> int:
+        begin, end = piece
+        total = Sum()
+        for at in range(begin, end, STEP):
+            step = laid.at(at, min(at + STEP, end))
+            total.add(step)
+            _write_at(fd, step, _BEGIN + at)
+        return total.value
+
     try:
-        total = end + len(text)
+        num_numbers = len(layout.sizes) + len(layout.pieces)
+        total = _BEGIN + layout.end + len(text) + 8 * num_numbers
         _require_room(fd, total - os.fstat(fd).st_size)
         os.truncate(fd, total)
-        _write_at(fd, memoryview(_HEADER.pack(_MAGIC, end, len(text))), 0)
-        for offset, storage in storages.items():
-            _write_at(fd, _bytes_of(storage), offset)
-        _write_at(fd, memoryview(text), end)
+        header = _HEADER.pack(_MAGIC, layout.end, len(text), len(layout.sizes))
+        with threads() as pool:
+            sums = list(pool.map(write_piece, layout.pieces))
+        numbers = array.array("Q", [*layout.sizes, *sums]).tobytes()
+        _write_at(fd, header, 0)
+        _write_at(fd, text + numbers, _BEGIN + layout.end)
     finally:
         os.close(fd)
 
@@ -64,6 +91,66 @@ def is_raw(path: str) -> bool:
         return False
 
 
+class File:
+    """What was written, open to be read a piece at a time by any thread.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not whole.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")
+        try:
+            header = self._file.read(_HEADER.size)
+            if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+                raise ValueError(f"{path} is no state of ours")
+            _, end, length, num_sizes = _HEADER.unpack(header)
+            self._file.seek(_BEGIN + end)
+            self.text = self._file.read(length)
+            numbers = array.array("Q")
+            numbers.frombytes(self._file.read(8 * num_sizes))
+            self.layout = Layout(numbers)
+            sums = self._file.read()
+            if len(sums) < 8 * len(self.layout.pieces) or self.layout.end != end:
+                raise ValueError(f"{path} is cut short")
+            numbers = array.array("Q")
+            numbers.frombytes(sums[: 8 * len(self.layout.pieces)])
+            self.sums = tuple(numbers)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def read(self, begin: int, target: Bytes) -> None:
+        """Fill `target` with the bytes of storages from `begin` on."""
+        fd, at = self._file.fileno(), _BEGIN + begin
+        while len(target):
+            length = os.preadv(fd, [target], at)
+            if not length:
+                raise ValueError(f"{self._file.name} is cut short")
+            target, at = target[length:], at + length
+
+    def pages(self) -> list[torch.UntypedStorage]:
+        """The storages, as the file's own pages until they are written to."""
+        size, offsets = _BEGIN + self.layout.end, self.layout.offsets
+        pages = torch.UntypedStorage.from_file(self._file.name, shared=False, nbytes=size)
+        return [
+            pages[_BEGIN + offset : _BEGIN + offset + size]
+            for offset, size in zip(offsets, self.layout.sizes, strict=True)
+        ]
+
+
 def read(path: str, mapped: bool = False) -> Any:
     """What was written.
 
@@ -75,60 +162,36 @@ def read(path: str, mapped: bool = False) -> Any:
         OSError: there is no such file.
         ValueError: it is not whole.
     """
-    with open(path, "rb") as file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise ValueError(f"{path} is no state of ours")
-        _, offset, length = _HEADER.unpack(header)
-        file.seek(offset)
-        text = file.read(length)
-    if len(text) < length:
-        raise ValueError(f"{path} is cut short")
-    pages = torch.UntypedStorage.from_file(path, shared=False, nbytes=offset + length)
-
-    def storage_at(offset: int, length: int) -> torch.UntypedStorage:
-        there = pages[offset : offset + length]
-        return there if mapped else there.clone()
-
-    return _Unpickler(io.BytesIO(text), storage_at).load()
+    with File(path) as file:
+        if mapped:
+            return join(file.text, file.pages())
+        memory = Memory(file.layout)
+        with threads() as pool:
+            read = lambda piece: file.read(piece[0], memory.at(*piece))  # noqa: E731
+            list(pool.map(read, file.layout.pieces))
+        return join(file.text, memory.storages())
 
 
-def own(state: dict[str, Any]) -> dict[str, Any]:
-    """A state that was read `mapped`, with the file's pages in the model's values alone.
-
-    Those are copied into the model's parameters anyway, and then given up.
-    """
-    others = copy.deepcopy({key: value for key, value in state.items() if key != "model"})
-    return {key: others.get(key, value) for key, value in state.items()}
-
-
-def split(state: Any) -> tuple[bytes, dict[int, torch.UntypedStorage]]:
+def split(state: Any) -> tuple[bytes, list[torch.UntypedStorage]]:
     """A state as its pickle, and what is left out there: storages, each by its number."""
-    text, storages, _ = _split(state)
-    return text, storages
-
-
-def join(text: bytes, storages: dict[int, torch.UntypedStorage]) -> Any:
-    """What was `split`."""
-    return _Unpickler(io.BytesIO(text), lambda number, length: storages[number]).load()
-
-
-def _split(state: Any) -> tuple[bytes, dict[int, torch.UntypedStorage], int]:
-    """As `split`; a storage's number is its place in a file, and the last is where that ends."""
     text = io.BytesIO()
     pickler = _Pickler(text)
     pickler.dump(state)
-    return text.getvalue(), pickler.storages, pickler.end
+    return text.getvalue(), pickler.storages
+
+
+def join(text: bytes, storages: Sequence[torch.UntypedStorage]) -> Any:
+    """What was `split`."""
+    return _Unpickler(io.BytesIO(text), storages).load()
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves storages out, and gives each a place."""
+    """Leaves storages out, and gives each a number."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.storages: dict[int, torch.UntypedStorage] = {}
-        self.end = _aligned(_HEADER.size)
-        self._offsets: dict[int, int] = {}
+        self.storages: list[torch.UntypedStorage] = []
+        self._numbers: dict[int, int] = {}
 
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, torch.storage.TypedStorage):
@@ -136,42 +199,27 @@ class _Pickler(pickle.Pickler):
         storage = value._untyped_storage
         if storage.device.type != "cpu":
             raise ValueError(f"a tensor is on {storage.device}")
-        offset = self._offsets.get(storage._cdata)
-        if offset is None:
-            offset = self._offsets[storage._cdata] = self.end
-            self.storages[offset] = storage
-            self.end = _aligned(offset + max(storage.nbytes(), 1))  # no two at a place
-        return offset, storage.nbytes(), value.dtype
+        number = self._numbers.setdefault(storage._cdata, len(self.storages))
+        if number == len(self.storages):
+            self.storages.append(storage)
+        return number, value.dtype
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self, file: io.BytesIO, storage_at: Callable[[int, int], torch.UntypedStorage]
-    ) -> None:
+    def __init__(self, file: io.BytesIO, storages: Sequence[torch.UntypedStorage]) -> None:
         super().__init__(file)
-        self._storage_at = storage_at
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._storages = storages
 
     def persistent_load(self, place: Any) -> torch.storage.TypedStorage:
-        offset, length, dtype = place
-        if offset not in self._storages:  # shared by tensors, as it was
-            self._storages[offset] = self._storage_at(offset, length)
+        number, dtype = place  # one storage may be shared by tensors, as it was
         return torch.storage.TypedStorage(
-            wrap_storage=self._storages[offset], dtype=dtype, _internal=True
+            wrap_storage=self._storages[number], dtype=dtype, _internal=True
         )
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> memoryview:
-    array = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-    return memoryview(array).cast("B")
-
-
-def _write_at(fd: int, data: memoryview, offset: int) -> None:
+def _write_at(fd: int, data: Bytes | bytes, offset: int) -> None:
     """By system calls, which say that there is no room; a mapped file ends the process."""
+    data = memoryview(data)
     while len(data):
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written

@@ -1,13 +1,21 @@
-"""A state on every rank: read where its file is, received in large messages where it is not."""
+"""A state on every rank: read where its file is, received piece by piece where it is not.
+
+Who has the same in its own node's memory reads it there. The others get it in a chain, each piece
+from the rank before that wants it, so that no rank sends anything more than once.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from fairseq.models import distributed_fairseq_model
@@ -15,15 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.training import raw
+from fairseq_ray_plugin.training.layout import Bytes, Layout, Memory, Storages, threads
 
-LARGE = 1 << 20
-"""Bytes from which a storage is a message of its own; smaller ones share one."""
-
-MESSAGE = 32 << 20
-"""Bytes in a message of small ones, at most."""
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 4
-"""Messages under way, so that one is sent while another is received."""
+"""Pieces under way, so that one is sent while another is read or received."""
 
 
 def is_alike_on_all_ranks(trainer: Any) -> bool:
@@ -39,23 +44,196 @@ def is_alike_on_all_ranks(trainer: Any) -> bool:
 
 
 def load(
-    path: str, read: Callable[[str], Any], trainer: Any, folders: tuple[str, ...]
-) -> dict[str, Any]:
+    path: str,
+    nearby: str | None,
+    read: Callable[[str], Any],
+    trainer: Any,
+    folders: tuple[str, ...],
+) -> Any:
     """The state in a file; each rank calls this at the same time.
+
+    What rank 0 has is what all get, bit for bit.
 
     Args:
         path: of a file that rank 0 has.
-        read: reads it; tensors may be the file's own pages, for `raw.own` to copy.
-        folders: this rank's, in its node's memory: what is there can be read without rank 0.
+        nearby: a file that may have the same state, of this rank's own node.
+        read: reads a checkpoint, on rank 0.
+        folders: this rank's, in its node's memory: no other file is opened there.
     """
-    if trainer.data_parallel_world_size == 1 or _all_have(path, trainer, folders):
-        return raw.own(read(path))
-    group, device = trainer.data_parallel_process_group, trainer.device
-    if trainer.data_parallel_rank > 0:
-        return receive(group, device)
-    state = read(path)
-    send(state, group, device)
-    return raw.own(state)
+    if trainer.data_parallel_world_size == 1:
+        return raw.read(path) if raw.is_raw(path) else read(path)
+    group, device, rank = (
+        *(trainer.data_parallel_process_group, trainer.device),
+        trainer.data_parallel_rank,
+    )
+    with contextlib.ExitStack() as stack:
+        state, has_own, told = None, rank == 0, [b"", (), ()]
+        source: raw.File | Storages | None = None
+        if rank > 0:
+            near = next((p for p in (path, nearby) if p and os.path.dirname(p) in folders), None)
+            source = _opened(near, stack)
+            has_own = near == path
+        elif raw.is_raw(path):
+            source = stack.enter_context(raw.File(path))
+            told = [source.text, source.layout.sizes, source.sums]
+        else:
+            state = read(path)
+            text, storages = raw.split(state)
+            layout = Layout([storage.nbytes() for storage in storages])
+            source, told = Storages(layout, storages), [text, layout.sizes, ()]
+        dist.broadcast_object_list(told, dist.get_global_rank(group, 0), group, device)
+        text, sizes, sums = told
+        layout = Layout(sizes)
+        lacks = np.zeros(len(layout.pieces), dtype=np.uint8)
+        if not isinstance(source, raw.File) and rank > 0:
+            lacks[:] = 1
+        elif isinstance(source, raw.File) and not has_own:
+            lacks[:] = _differ(source, layout, sums)
+        lacking = _of_all(lacks, group, device)
+        memory = Memory(layout)
+        _Move(layout, source, memory, lacking, group, device).run()
+        if rank > 0:
+            lacked = sum(end - begin for begin, end in np.array(layout.pieces)[lacks > 0])
+            logger.info(
+                "%.3f GB of the state came from rank 0, %.3f from this node's memory",
+                *(lacked / 1e9, (layout.end - lacked) / 1e9),
+            )
+    return state if state is not None else raw.join(text, memory.storages())
+
+
+def _opened(path: str | None, stack: contextlib.ExitStack) -> raw.File | None:
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or no such file: it is sent
+            return stack.enter_context(raw.File(path))
+    return None
+
+
+def _differ(own: raw.File, layout: Layout, sums: Sequence[int]) -> Any:
+    """Which pieces of a node's file are not rank 0's."""
+    if own.layout.sizes != layout.sizes or len(sums) != len(own.sums):
+        return 1
+    return np.array(own.sums, dtype=np.uint64) != np.array(sums, dtype=np.uint64)
+
+
+def _of_all(lacks: np.ndarray[Any, Any], group: Any, device: torch.device) -> list[list[int]]:
+    """Piece by piece, the ranks that lack it."""
+    mine = torch.from_numpy(lacks).to(device)
+    all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_ranks, mine, group=group)
+    table = torch.stack(all_ranks).cpu().numpy()
+    return [np.flatnonzero(column).tolist() for column in table.T]
+
+
+class _Move:
+    """The pieces of a state on their way into this rank's memory, and to the next rank."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        source: raw.File | Storages | None,
+        memory: Memory,
+        lacking: list[list[int]],
+        group: Any,
+        device: torch.device,
+    ) -> None:
+        self._pieces, self._source, self._memory = layout.pieces, source, memory
+        self._lacking, self._group, self._device = lacking, group, device
+        self._rank = dist.get_rank(group)
+        self._sent: collections.deque[Any] = collections.deque()
+
+    def run(self) -> None:
+        """Who has a piece reads it, by several threads, while the ones before it are sent."""
+        with threads() as pool:
+            reads: dict[int, Future[Bytes]] = {}
+            if self._source is not None:
+                for number, ranks in enumerate(self._lacking):
+                    if self._rank not in ranks:
+                        reads[number] = pool.submit(self._read, self._pieces[number])
+            if self._device.type == "cpu":
+                self._along_chains(reads)
+            else:
+                self._by_broadcast(reads)
+            for read in reads.values():
+                read.result()
+
+    def _read(self, piece: tuple[int, int]) -> Bytes:
+        if isinstance(self._source, Storages):
+            return self._source.at(*piece)
+        assert self._source is not None
+        target = self._memory.at(*piece)
+        self._source.read(piece[0], target)
+        return target
+
+    def _along_chains(self, reads: dict[int, Future[Bytes]]) -> None:
+        """From rank 0 to the first that lacks a piece, from there to the second, and so on."""
+        coming: collections.deque[tuple[Any, int, Bytes]] = collections.deque()
+
+        def end_one() -> None:
+            work, number, piece = coming.popleft()
+            work.wait()
+            self._send(number, piece)
+
+        for number, ranks in enumerate(self._lacking):
+            if self._rank == 0 and ranks:
+                self._send(number, reads[number].result())
+            elif self._rank in ranks:
+                before = [0, *ranks][ranks.index(self._rank)]
+                piece = self._memory.at(*self._pieces[number])
+                work = dist.irecv(torch.from_numpy(piece), self._global(before), self._group)
+                coming.append((work, number, piece))
+                if len(coming) >= AT_ONCE:
+                    end_one()
+        while coming:
+            end_one()
+        while self._sent:
+            self._sent.popleft()[0].wait()
+
+    def _send(self, number: int, piece: Bytes) -> None:
+        """To the rank that comes next in the piece's chain, if there is one."""
+        chain = [0, *self._lacking[number]]
+        place = chain.index(self._rank) + 1
+        if place < len(chain):
+            there = self._global(chain[place])
+            work = dist.isend(torch.from_numpy(piece), there, self._group)
+            self._sent.append((work, piece))  # which must live until it is sent
+            if len(self._sent) >= AT_ONCE:
+                self._sent.popleft()[0].wait()
+
+    def _by_broadcast(self, reads: dict[int, Future[Bytes]]) -> None:
+        """NCCL would make a communicator for each pair of ranks: all take part, as in training."""
+        for number, ranks in enumerate(self._lacking):
+            if not ranks:
+                continue
+            begin, end = self._pieces[number]
+            message = torch.empty(end - begin, dtype=torch.uint8, device=self._device)
+            if self._rank == 0:
+                message.copy_(torch.from_numpy(reads[number].result()))
+            dist.broadcast(message, self._global(0), self._group)
+            if self._rank in ranks:
+                torch.from_numpy(self._memory.at(begin, end)).copy_(message)
+
+    def _global(self, rank: int) -> int:
+        return dist.get_global_rank(self._group, rank)
+
+
+def take_over(model: torch.nn.Module, values: dict[str, Any]) -> None:
+    """Parameters have their values' memory, and need not be copied: loading writes them to itself.
+
+    Else each page of a model that ranks inherit would be copied first, and then overwritten.
+
+    Args:
+        values: of this model, which nobody else has.
+    """
+    for name, parameter in model.named_parameters():
+        value = values.get(name)
+        if (
+            *(torch.is_tensor(value), parameter.device.type == "cpu"),
+            *(value.layout, value.dtype, value.shape, value.stride()),
+        ) == (
+            *(True, True),
+            *(parameter.layout, parameter.dtype, parameter.shape, parameter.stride()),
+        ):
+            parameter.data = value.detach()
 
 
 def without_first_sync() -> None:
@@ -66,82 +244,3 @@ def without_first_sync() -> None:
     @patch(distributed_fairseq_model, "DistributedDataParallel")
     def without_sync(original: Any, **options: Any) -> Any:
         return original(**options, init_sync=False)
-
-
-def _all_have(path: str, trainer: Any, folders: tuple[str, ...]) -> bool:
-    has = os.path.dirname(path) in folders and raw.is_raw(path)
-    all_have = torch.tensor(int(has), device=trainer.device)
-    dist.all_reduce(all_have, dist.ReduceOp.MIN, group=trainer.data_parallel_process_group)
-    return bool(all_have.item())
-
-
-def send(state: Any, group: Any, device: torch.device) -> None:
-    """Give a state to all other ranks of `group`, of which this is the first."""
-    text, storages = raw.split(state)
-    sizes = {offset: storage.nbytes() for offset, storage in storages.items()}
-    dist.broadcast_object_list([text, sizes], _first_of(group), group, device)
-    under_way: collections.deque[Any] = collections.deque()
-    for offsets in _messages(sizes):
-        pieces = [_bytes_of(storages[offset]) for offset in offsets]
-        message = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(device)
-        work = dist.broadcast(message, _first_of(group), group, async_op=True)
-        under_way.append((work, message))  # which must live until it is sent
-        while len(under_way) >= AT_ONCE:
-            under_way.popleft()[0].wait()
-    for work, _ in under_way:
-        work.wait()
-
-
-def receive(group: Any, device: torch.device) -> Any:
-    """The state that the first rank of `group` sends."""
-    told: list[Any] = [None, None]
-    dist.broadcast_object_list(told, _first_of(group), group, device)
-    text, sizes = told
-    storages = {offset: torch.UntypedStorage(size) for offset, size in sizes.items()}
-    under_way: collections.deque[Any] = collections.deque()
-
-    def end_one() -> None:
-        work, message, pieces = under_way.popleft()
-        work.wait()
-        if message is not pieces[0]:
-            for piece, part in zip(pieces, message.split([len(p) for p in pieces]), strict=True):
-                piece.copy_(part)
-
-    for offsets in _messages(sizes):
-        pieces = [_bytes_of(storages[offset]) for offset in offsets]
-        message = pieces[0]
-        if len(pieces) > 1 or device.type != "cpu":
-            total = sum(map(len, pieces))
-            message = torch.empty(total, dtype=torch.uint8, device=device)
-        work = dist.broadcast(message, _first_of(group), group, async_op=True)
-        under_way.append((work, message, pieces))
-        while len(under_way) >= AT_ONCE:
-            end_one()
-    while under_way:
-        end_one()
-    return raw.join(text, storages)
-
-
-def _first_of(group: Any) -> int:
-    return dist.get_global_rank(group, 0)
-
-
-def _messages(sizes: dict[int, int]) -> Iterator[list[int]]:
-    """Which storages make up each message; the same on every rank."""
-    small: list[int] = []
-    total = 0
-    for offset, size in sizes.items():
-        if size >= LARGE:
-            yield [offset]
-        elif size:
-            if total + size > MESSAGE:
-                yield small
-                small, total = [], 0
-            small.append(offset)
-            total += size
-    if small:
-        yield small
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))

@@ -117,6 +117,10 @@ class AnyOrder(RuleBasedStateMachine):
             place = start.source.place
             if place.node in self.cluster.nodes.keys() - self.cleared:
                 assert place.path in self.cluster.nodes[place.node].files, "it was deleted"
+            assert place.path == start.nearby[place.node]
+        for node in start.nearby.keys() & (self.cluster.nodes.keys() - self.cleared):
+            there = self.cluster.nodes[node].files.get(start.nearby[node])
+            assert start.source.update == there, "a node's own copy"
         self.is_wrong = False
 
     def check_end(self, end):

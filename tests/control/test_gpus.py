@@ -45,9 +45,8 @@ def raise_on(cluster, worker, update, text=ECC, fault=Fault.GPU_HARDWARE):
     cluster.see(cluster.raised(worker, update, text, fault))
     cluster.see(after=stopping.ECHO_S)
     actions = cluster.see(*(cluster.held(name, update) for name in others))
-    for save in told(actions, Save):
-        if cluster.state.ending is None:
-            actions = cluster.see(cluster.saved(save.worker, update, "memory"))
+    if cluster.state.ending is None and (saves := told(actions, Save)):
+        actions = cluster.see(*(cluster.saved(save.worker, update, "memory") for save in saves))
     return actions
 
 
@@ -239,8 +238,8 @@ def test_a_gpu_that_was_left_out_and_cannot_begin_is_left_out_once_more_and_once
     cluster, start = one_left_out()
     begin(cluster, start, 20)
     cluster.see(after=nodes.FIRST_COOL_DOWN_S)
-    cluster.see(*(cluster.held(name, 21) for name in start.ranks))
-    cluster.see(*(cluster.saved(save.worker, 21, "m") for save in told(cluster.actions, Save)[-1:]))
+    saves = told(cluster.see(*(cluster.held(name, 21) for name in start.ranks)), Save)
+    cluster.see(*(cluster.saved(save.worker, 21, "m") for save in saves))
     assert "worker-1" in cluster.state.ranks
     cluster.see(cluster.says("worker-1", Blocked("process 7 outlives SIGKILL")))
     cluster.see(*(cluster.held(name, None) for name in start.ranks))

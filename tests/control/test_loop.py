@@ -160,7 +160,7 @@ def test_ranks_that_rest_unasked_go_on_when_the_loop_is_back():
     start = cluster.train({"a": 1, "b": 1})
     asked = cluster.see(cluster.held("worker-0", 12))
     assert ["worker-1"] == [tell.worker for tell in told(asked, Hold)]
-    (save,) = told(cluster.see(cluster.held("worker-1", 12)), Save)
+    save, _ = told(cluster.see(cluster.held("worker-1", 12)), Save)
     (again,) = only(cluster.see(cluster.saved(save.worker, 12, "held.raw")), protocol.Start)
     assert set(start.ranks) == set(again.ranks) and 12 == again.source.update
 
@@ -361,9 +361,8 @@ def fail(cluster, rank, failure, update):
     cluster.see(after=stopping.ECHO_S)
     other = next(name for name in cluster.state.ranks if name != rank)
     actions = cluster.see(cluster.held(other, update))
-    if cluster.state.ending is None:
-        for save in told(actions, Save):
-            actions = cluster.see(cluster.saved(save.worker, update, "memory"))
+    if cluster.state.ending is None and (saves := told(actions, Save)):
+        actions = cluster.see(*(cluster.saved(save.worker, update, "memory") for save in saves))
     return actions
 
 
@@ -858,12 +857,82 @@ def test_a_state_whose_saver_is_cut_off_gives_way_to_the_next():
     cluster.train({"a": 1, "b": 1, "c": 1})
     cluster.see(cluster.ended("worker-0", "was killed"))
     cluster.see(cluster.held("worker-1", 10))
-    (save,) = cluster.see(cluster.held("worker-2", 10))
-    last = cluster.now
-    (again,) = cluster.see(
-        heard={cluster.state.workers[save.worker].node: last}, after=UNHEARD_S + 0.1
+    save, own = cluster.see(cluster.held("worker-2", 10))
+    assert ("worker-1", "worker-2") == (save.worker, own.worker)
+    silent = {cluster.state.workers[save.worker].node: cluster.now}
+    assert [] == cluster.see(heard=silent, after=UNHEARD_S + 0.1), "it writes already"
+    (start,) = cluster.see(cluster.saved("worker-2", 10, "memory"), heard=silent)
+    assert "worker-2" == start.ranks[0] and silent.keys() == {"b"}
+
+
+def test_each_node_that_stays_puts_by_its_own_copy_and_its_ranks_are_told_of_it():
+    cluster = Cluster()
+    cluster.train({"a": 2, "b": 2, "c": 1, "d": 1})
+    workers = cluster.state.workers
+    cluster.see(cluster.ended("worker-0", "was killed"), draining={"d": cluster.now + 60})
+    rest = [cluster.held(f"worker-{number}", 10) for number in (1, 3, 5)]
+    saves = told(
+        cluster.see(*rest, cluster.held("worker-4", 9), cluster.held("worker-2", 10)), Save
     )
-    assert ("worker-1", "worker-2") == (save.worker, again.worker)
+    assert ["worker-1", "worker-2"] == [save.worker for save in saves], "c is an update behind"
+    assert [] == cluster.see(cluster.saved("worker-1", 10, "on a"), after=1)
+    (start,) = only(cluster.see(cluster.saved("worker-2", 10, "on b"), after=0.9), protocol.Start)
+    assert {"a": "on a", "b": "on b"} == start.nearby
+    assert InMemory("a", "on a") == start.source.place and "a" == workers[start.ranks[0]].node
+    newer = cluster.snapshot("worker-2", 12, "newer")
+    assert not told(cluster.see(newer), Drop), "its ranks may still read"
+    cluster.see(*(cluster.advanced(name, 13) for name in start.ranks))
+    cluster.see(cluster.snapshot("worker-2", 14, "newest"))
+    (drop,) = [a for a in cluster.actions if isinstance(a, Tell) and isinstance(a.order, Drop)]
+    assert ("worker-2", {"on b", "newer"}) == (drop.worker, drop.order.paths)
+
+
+def test_own_copies_are_dropped_when_they_have_been_read_but_on_nodes_that_keep_snapshots():
+    cluster = Cluster()
+    cluster.train({"a": 2, "b": 1, "c": 1})
+    cluster.see(cluster.ended("worker-0", "was killed"))
+    saves = told(cluster.see(*(cluster.held(f"worker-{n}", 10) for n in (1, 2, 3))), Save)
+    written = [cluster.saved(save.worker, 10, f"by {save.worker}") for save in saves]
+    (start,) = only(cluster.see(*written), protocol.Start)
+    assert {"a", "b", "c"} == start.nearby.keys()
+    cluster.see(cluster.advanced("worker-1", 11))
+    drops = [a for a in cluster.actions if isinstance(a, Tell) and isinstance(a.order, Drop)]
+    assert [("worker-3", {"by worker-3"})] == [(drop.worker, drop.order.paths) for drop in drops]
+    assert {"a", "b"} == cluster.state.snapshots.keys()
+
+
+@pytest.mark.parametrize("how", ["late", "full", "dead", "unreached"])
+def test_a_nodes_own_copy_is_waited_for_no_longer_than_the_first_took(how):
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1, "c": 1})
+    cluster.see(cluster.ended("worker-2", "was killed"))
+    _, own = told(cluster.see(*(cluster.held(f"worker-{n}", 10) for n in (0, 1))), Save)
+    assert [] == cluster.see(cluster.saved("worker-0", 10, "first"), after=2)
+    if how == "late":
+        assert [] == cluster.see(after=1.9)
+        actions = cluster.see(after=0.1)
+    elif how == "full":
+        actions = cluster.see(cluster.says("worker-1", Unsaved("full")))
+    elif how == "dead":
+        actions = cluster.see(cluster.ended("worker-1", "was killed"))
+    else:
+        actions = cluster.see(protocol.Unreached("worker-1", own.order, "unavailable"))
+    (start,) = only(actions, protocol.Start)
+    assert {"a": "first"} == start.nearby and 3 == len(start.ranks)
+    if how == "late":
+        cluster.see(cluster.saved("worker-1", 10, "late"))
+        assert InMemory("b", "late") == cluster.state.snapshots["b"].place, "it is dropped later on"
+
+
+def test_where_the_first_has_no_room_training_goes_on_from_another_nodes_copy():
+    cluster = Cluster()
+    cluster.train({"a": 1, "b": 1, "c": 1})
+    cluster.see(cluster.ended("worker-2", "was killed"))
+    cluster.see(*(cluster.held(f"worker-{n}", 10) for n in (0, 1)))
+    full = cluster.says("worker-0", Unsaved("full"))
+    actions = cluster.see(cluster.saved("worker-1", 10, "own"), full)
+    (start,) = only(actions, protocol.Start)
+    assert "worker-1" == start.ranks[0] and {"b": "own"} == start.nearby
 
 
 def test_reports_of_an_earlier_generation_change_nothing():

@@ -43,8 +43,9 @@ def rest(cluster, update=10):
     """All ranks are at rest; returns what follows."""
     answers = [cluster.held(name, update) for name in cluster.state.ranks if name in there(cluster)]
     actions = cluster.see(*answers)
-    (save,) = only(told(actions, Save), Tell)
-    return save, cluster.see(cluster.saved(save.worker, update, "memory"))
+    saves = told(actions, Save)
+    written = [cluster.saved(save.worker, update, f"of {save.worker}") for save in saves]
+    return saves[0], cluster.see(*written)
 
 
 def there(cluster):

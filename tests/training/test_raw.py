@@ -82,18 +82,6 @@ def test_what_was_copied_does_not_follow_a_file_that_is_used_again(tmp_path):
     assert 0 == read.sum()
 
 
-def test_all_but_the_model_is_the_readers_own_when_the_file_is_used_again(tmp_path):
-    path = str(tmp_path / "state.raw")
-    shared = torch.zeros(1000)
-    raw.write({"model": {"x": torch.ones(1000)}, "others": [shared, shared[1:]]}, path)
-    owned = raw.own(raw.read(path, mapped=True))
-    assert 1000 == owned["model"]["x"].sum()
-    raw.write({"model": {"x": torch.ones(1000)}, "others": [torch.ones(1000)]}, path)
-    first, rest = owned["others"]
-    assert 0 == first.sum()
-    assert first[1:].data_ptr() == rest.data_ptr(), "one storage"
-
-
 def test_a_file_that_was_there_is_used_again_whatever_its_size(tmp_path):
     path = tmp_path / "state.raw"
     for size in (1000, 10, 5000):
