@@ -34,7 +34,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -56,10 +56,12 @@ class Slurm:
     Args:
         folder: for its configuration, state and logs.
         shared: what of /tmp all nodes see; the rest of it is each node's own.
+        proctrack: how processes are tracked: a signal reaches all of a step with `linuxproc`, the
+            first of each task with `cgroup`.
     """
 
-    def __init__(self, folder, num_nodes, shared):
-        self.folder, self.shared = folder, shared
+    def __init__(self, folder, num_nodes, shared, proctrack="linuxproc"):
+        self.folder, self.shared, self.proctrack = folder, shared, proctrack
         self.names = [f"n{number + 1}" for number in range(num_nodes)]
         self.undo = contextlib.ExitStack()
         self.nodes = {}
@@ -99,9 +101,11 @@ class Slurm:
             host=socket.gethostname(),
             address=self.network.address,
             port=port,
+            proctrack=self.proctrack,
             nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(config)
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         hosts = [f"{at} {name}" for name, at in {**addresses, "localhost": "127.0.0.1"}.items()]
         hosts.append(f"{self.network.address} {socket.gethostname()}")
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import data
 import pytest
@@ -12,14 +13,22 @@ EXAMPLES = data.REPOSITORY / "examples" / "slurm"
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
 MAX_UPDATE = ("--max-update", "300")
 
+CGROUP = pytest.param(
+    "cgroup",
+    marks=pytest.mark.skipif(
+        not Path("/sys/fs/cgroup/freezer").exists(), reason="no cgroup v1 here, with its freezer"
+    ),
+)
+
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
 
 @pytest.fixture
-def slurm(tmp_path, tmp_path_factory):
+def slurm(tmp_path, tmp_path_factory, request):
     folder = tmp_path / "slurm"
     folder.mkdir()
-    with Slurm(folder, 3, shared=(data.REPOSITORY, tmp_path_factory.getbasetemp())) as slurm:
+    shared = (data.REPOSITORY, tmp_path_factory.getbasetemp())
+    with Slurm(folder, 3, shared, getattr(request, "param", "linuxproc")) as slurm:
         yield slurm
 
 
@@ -109,6 +118,7 @@ def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     assert undisturbed == {last: undisturbed[last]} | job.curve()
 
 
+@pytest.mark.parametrize("slurm", ["linuxproc", CGROUP], indirect=True)
 def test_nodes_that_are_lent_join_and_leave_and_come_again(tmp_path, english, slurm, undisturbed):
     job = Job(slurm, tmp_path / "job", english, "--nodes=1")
     job.until_advanced(world_size=1, after=0)
@@ -124,6 +134,8 @@ def test_nodes_that_are_lent_join_and_leave_and_come_again(tmp_path, english, sl
     generation = job.until_advanced(world_size=2, after=generation)
     job.until_advanced(world_size=3, after=generation)
     assert "RUNNING" == job.state and 0 == job.restarts
+    if slurm.proctrack == "cgroup":
+        assert not [e for e in job.events("stopped") if "LOST" in e["cause"]], "it left in time"
 
     (job.records / "hurry").touch()
     job.until(lambda: not slurm.ask("squeue", "--noheader", "--jobs", lent))
