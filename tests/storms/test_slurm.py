@@ -2,22 +2,19 @@
 
 import os
 import time
-from pathlib import Path
 
 import data
 import pytest
 from runs import BIN, RECORDER, Run, ray_train
-from slurm import Slurm, missing
+from slurm import FREEZER, Slurm, missing
 
 EXAMPLES = data.REPOSITORY / "examples" / "slurm"
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
 MAX_UPDATE = ("--max-update", "300")
 
-CGROUP = pytest.param(
-    "cgroup",
-    marks=pytest.mark.skipif(
-        not Path("/sys/fs/cgroup/freezer").exists(), reason="no cgroup v1 here, with its freezer"
-    ),
+HAS_NONE = pytest.mark.skipif(not FREEZER.exists(), reason="no cgroup v1 here, with its freezer")
+tracked_either_way = pytest.mark.parametrize(
+    "slurm", ["linuxproc", pytest.param("cgroup", marks=HAS_NONE)], indirect=True
 )
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
@@ -97,6 +94,7 @@ def test_a_job_goes_on_without_a_node_and_after_its_time(tmp_path, english, slur
     assert undisturbed == job.curve()
 
 
+@tracked_either_way
 def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     tmp_path, english, slurm, undisturbed
 ):
@@ -118,7 +116,7 @@ def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     assert undisturbed == {last: undisturbed[last]} | job.curve()
 
 
-@pytest.mark.parametrize("slurm", ["linuxproc", CGROUP], indirect=True)
+@tracked_either_way
 def test_nodes_that_are_lent_join_and_leave_and_come_again(tmp_path, english, slurm, undisturbed):
     job = Job(slurm, tmp_path / "job", english, "--nodes=1")
     job.until_advanced(world_size=1, after=0)
