@@ -237,19 +237,19 @@ def write() -> None:
         if (trial.installer, trial.source, trial.extra) not in newest:
             continue
         line = newest[trial.installer, trial.source, trial.extra]
-        keys = ("extra", "source", "installs", "answers", "trains", "error")
+        keys = ("date", "extra", "source", "installs", "answers", "trains", "error")
         outcome = tuple(line[key] for key in keys)
         tool = "uv" if trial.installer == "uv" else "pip"
         lines.setdefault((tool, *outcome), []).append(trial.installer)
     rows = [
-        "| with | extra | from | installs | answers | trains | |",
-        "|---|---|---|---|---|---|---|",
+        "| run on | with | extra | from | installs | answers | trains | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for (tool, extra, *outcome, error), installers in lines.items():
+    for (tool, date, extra, *outcome, error), installers in lines.items():
         who = "uv" if tool == "uv" else f"pip {', '.join(installers)}"
         error = f"`{error.partition(': for help visit')[0]}`" if error else ""
-        rows.append(f"| {' | '.join([who, f'`{extra}`', *outcome, error])} |")
-    before, after = re.split(r"\| with \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
+        rows.append(f"| {' | '.join([date, who, f'`{extra}`', *outcome, error])} |")
+    before, after = re.split(r"\| run on \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
     PAGE.write_text(before + "\n".join(rows) + "\n" + after)
 
 
