@@ -9,7 +9,7 @@
 #                checkout of the main branch or another fork (half an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
 # make versions  run a quarter of the fast tests, and kills of real trainings, with the lowest and the
-#                newest Python, Ray, torch and numpy (about an hour; 6 GB at a time, beside what uv keeps)
+#                newest Python, Ray, torch and numpy (20 minutes; 6 GB at a time, beside what uv keeps)
 # make storms    what takes minutes: the loss of Ray's head, of the control loop for good, ...; then
 #                docs/durability.md (about an hour, as root; Slurm's with slurm-wlm and munge)
 # make clean     remove everything that the other targets made, .venv included

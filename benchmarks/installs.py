@@ -2,7 +2,7 @@
 
 `python benchmarks/installs.py [NAME ...]`, with the Python whose pips are tried, uv and a C++
 compiler. Each line of the table is a new environment in .installs/, which is removed afterwards.
-The commands are tried from outside of the checkout, and some of them train.
+The commands are tried from outside of the checkout, and a training of which a process is killed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import platform
 import pydoc_data.topics
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,7 +32,7 @@ FAIRSEQS = ("fairseq", "fairseq-fixed")
 LARGE = ("numpy", "ray", "torch")
 """uv puts them there before a pip is tried, in seconds: their wheels are every pip's."""
 
-UPDATES = 4
+UPDATES = 100
 
 TRAINING = (
     *("--cpu", "--ray-address", "local", "--ray-max-workers", "2", "--fix-batch-size", "16"),
@@ -64,12 +66,14 @@ TRIALS = (
     Trial("uv", "wheel", "fairseq-fixed"),
 )
 
-TRAINED = {("uv", "wheel"), ("uv", "sdist"), ("uv", "checkout"), (PIPS[-1], "wheel")}
-"""By installer and source: what pip installs is the same files, whichever pip it is."""
-
 
 class Failed(Exception):
     """A command did not end well; the message is the line that says why."""
+
+
+def outside() -> dict[str, str]:
+    """The environment of commands that must not find the checkout."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 def call(*command: str | Path, cwd: Path = REPOSITORY) -> str:
@@ -78,21 +82,25 @@ def call(*command: str | Path, cwd: Path = REPOSITORY) -> str:
     Raises:
         Failed: it ended with an exit code.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     ended = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env=environment,
+        env=outside(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=LIMIT_S,
     )
     if ended.returncode:
-        lines = [line for line in ended.stdout.splitlines() if line.strip()]
-        errors = [line for line in lines if re.match(r"\s*(ERROR|error|×)", line)]
-        raise Failed((errors or lines or [f"exit code {ended.returncode}"])[-1].strip())
+        raise Failed(why(ended.stdout) or f"exit code {ended.returncode}")
     return ended.stdout
+
+
+def why(output: str) -> str:
+    """The line of a failed command's output that says most."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"\s*(ERROR|error|×)", line)]
+    return (errors or lines or [""])[-1].strip()
 
 
 def uv() -> str:
@@ -134,26 +142,63 @@ def ask(environment: Path) -> str:
     return call(command, "--version", cwd=FOLDER).splitlines()[-1]
 
 
-def train(environment: Path) -> None:
-    """A small training outside of the checkout, with data that it makes there.
-
-    Raises:
-        Failed: there is no checkpoint of its last update.
-    """
-    outside = FOLDER / "outside"
-    shutil.rmtree(outside, ignore_errors=True)
-    outside.mkdir(parents=True)
+def make_data(environment: Path, folder: Path) -> None:
+    """Binarized by the tool under test, of texts that every Python has."""
     words = " ".join(pydoc_data.topics.topics.values()).split()
     for split, part in (("train", words[:8000]), ("valid", words[8000:9000])):
         lines = (" ".join(part[start : start + 20]) for start in range(0, len(part), 20))
-        (outside / f"{split}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
     tool = (environment / "bin" / "python", "-m", "fairseq_ray_plugin", "preprocess")
     prefixes = ("--trainpref", "train.txt", "--validpref", "valid.txt", "--destdir", "data")
-    call(*tool, "--only-source", *prefixes, "--workers", "1", cwd=outside)
-    command = environment / "bin" / "fairseq-ray-train"
-    log = call(command, "data", *TRAINING, "--save-dir", "save", cwd=outside)
-    if not (outside / "save" / "checkpoint_last.pt").exists():
-        raise Failed(log.rstrip().splitlines()[-1])
+    call(*tool, "--only-source", *prefixes, "--workers", "1", cwd=folder)
+
+
+def train(environment: Path) -> None:
+    """A small training outside of the checkout; after its first update a rank is killed.
+
+    Raises:
+        Failed: it did not end well, or never stopped because of the kill.
+    """
+    folder = FOLDER / "outside"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make_data(environment, folder)
+    command = [environment / "bin" / "fairseq-ray-train", "data", *TRAINING, "--save-dir", "save"]
+    log = folder / "log"
+    with log.open("w") as file:
+        training = subprocess.Popen(
+            command, cwd=folder, env=outside(), stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        killed = kill_a_rank(training, folder / "save")
+        code = training.wait(LIMIT_S)
+    finally:
+        training.kill()
+    if code or not (folder / "save" / "checkpoint_last.pt").exists():
+        raise Failed(why(log.read_text()) or f"exit code {code}")
+    stops = [event for event in events(folder / "save") if event["kind"] == "stopped"]
+    if killed is None or not stops:
+        raise Failed("no killed process was noticed")
+
+
+def kill_a_rank(training: subprocess.Popen, save_dir: Path) -> int | None:
+    """Its process id; None where training was over before there was one."""
+    while training.poll() is None:
+        happened = events(save_dir)
+        if any(event["kind"] == "advanced" for event in happened):
+            [started] = [event for event in happened if event["kind"] == "started"]
+            pid = started["ranks"][-1]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            return pid
+        time.sleep(0.05)
+    return None
+
+
+def events(save_dir: Path) -> list[dict]:
+    """The run's journal, without a last line that is being written."""
+    journal = save_dir / "elastic.jsonl"
+    text = journal.read_text() if journal.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def run(trial: Trial) -> None:
@@ -164,10 +209,9 @@ def run(trial: Trial) -> None:
         install(trial, environment)
         result |= {"installs": "yes", "answers": "no"}
         result |= {"answers": "yes", "versions": ask(environment)}
-        if (trial.installer, trial.source) in TRAINED:
-            result["trains"] = "no"
-            train(environment)
-            result["trains"] = f"{UPDATES} updates"
+        result["trains"] = "no"
+        train(environment)
+        result["trains"] = "yes"
     except Failed as error:
         result["error"] = str(error)
     shutil.rmtree(environment, ignore_errors=True)
@@ -193,19 +237,19 @@ def write() -> None:
         if (trial.installer, trial.source, trial.extra) not in newest:
             continue
         line = newest[trial.installer, trial.source, trial.extra]
-        keys = ("extra", "source", "installs", "answers", "trains", "error")
+        keys = ("date", "extra", "source", "installs", "answers", "trains", "error")
         outcome = tuple(line[key] for key in keys)
         tool = "uv" if trial.installer == "uv" else "pip"
         lines.setdefault((tool, *outcome), []).append(trial.installer)
     rows = [
-        "| with | extra | from | installs | answers | trains | |",
-        "|---|---|---|---|---|---|---|",
+        "| run on | with | extra | from | installs | answers | trains | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for (tool, extra, *outcome, error), installers in lines.items():
+    for (tool, date, extra, *outcome, error), installers in lines.items():
         who = "uv" if tool == "uv" else f"pip {', '.join(installers)}"
         error = f"`{error.partition(': for help visit')[0]}`" if error else ""
-        rows.append(f"| {' | '.join([who, f'`{extra}`', *outcome, error])} |")
-    before, after = re.split(r"\| with \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
+        rows.append(f"| {' | '.join([date, who, f'`{extra}`', *outcome, error])} |")
+    before, after = re.split(r"\| run on \|.*?\|\n(?!\|)", PAGE.read_text(), flags=re.DOTALL)
     PAGE.write_text(before + "\n".join(rows) + "\n" + after)
 
 

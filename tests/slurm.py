@@ -10,12 +10,15 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 from network import Network
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 HOME = "192.0.2.1"
 """No node has business there: an address that is kept for examples (RFC 5737)."""
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
 
 START_S = 30
 
@@ -34,7 +37,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -56,10 +59,12 @@ class Slurm:
     Args:
         folder: for its configuration, state and logs.
         shared: what of /tmp all nodes see; the rest of it is each node's own.
+        proctrack: how processes are tracked: a signal reaches all of a step with `linuxproc`, the
+            first of each task with `cgroup`.
     """
 
-    def __init__(self, folder, num_nodes, shared):
-        self.folder, self.shared = folder, shared
+    def __init__(self, folder, num_nodes, shared, proctrack="linuxproc"):
+        self.folder, self.shared, self.proctrack = folder, shared, proctrack
         self.names = [f"n{number + 1}" for number in range(num_nodes)]
         self.undo = contextlib.ExitStack()
         self.nodes = {}
@@ -68,6 +73,7 @@ class Slurm:
     def __enter__(self):
         with contextlib.ExitStack() as undo_if_failed:
             undo_if_failed.push(self.undo)
+            self.undo.callback(self._remove_cgroups)
             self.network = self.undo.enter_context(Network(HOME, len(self.names)))
             self._configure()
             key, sock = self.folder / "munge.key", self.folder / "munge.socket"
@@ -99,12 +105,23 @@ class Slurm:
             host=socket.gethostname(),
             address=self.network.address,
             port=port,
+            proctrack=self.proctrack,
             nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(config)
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         hosts = [f"{at} {name}" for name, at in {**addresses, "localhost": "127.0.0.1"}.items()]
         hosts.append(f"{self.network.address} {socket.gethostname()}")
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
+
+    def _remove_cgroups(self):
+        """Of nodes that end in an orderly way there are none left."""
+        for name in self.names:
+            top = FREEZER / f"slurm_{name}"
+            for folder in sorted([top, *top.rglob("*")], reverse=True):
+                if folder.is_dir():
+                    with contextlib.suppress(OSError):  # its last processes are about to end
+                        folder.rmdir()
 
     def _run(self, *command):
         log = self.undo.enter_context(open(self.folder / f"{command[0]}.out", "ab"))

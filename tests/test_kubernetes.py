@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kuberay
 import pytest
 import yaml
 from data import REPOSITORY, environment
@@ -43,7 +44,13 @@ def pod_of(group):
 
 @pytest.mark.parametrize("manifest", [JOB, CLUSTER], ids=["job", "cluster"])
 def test_kuberay_takes_the_manifests(manifest):
-    """By its own definitions: KUBERAY_CRDS is a folder with ray.io_*.yaml of its Helm chart."""
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(manifest, kuberay.SCHEMAS[manifest["kind"]])
+
+
+@pytest.mark.parametrize("manifest", [JOB, CLUSTER], ids=["job", "cluster"])
+def test_kuberays_own_definitions_say_the_same(manifest):
+    """KUBERAY_CRDS is a folder with ray.io_*.yaml of its Helm chart."""
     folder = os.environ.get("KUBERAY_CRDS")
     if folder is None:
         pytest.skip("KUBERAY_CRDS names no folder")
@@ -52,8 +59,27 @@ def test_kuberay_takes_the_manifests(manifest):
     path = Path(folder) / f"ray.io_{manifest['kind'].lower()}s.yaml"
     versions = yaml.safe_load(path.read_text())["spec"]["versions"]
     [schema] = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
+    ours = kuberay.SCHEMAS[manifest["kind"]]["properties"]["spec"]
+    assert [] == list(differences(ours, schema["properties"]["spec"], "spec"))
     closed(schema)
     jsonschema.validate(manifest, schema)
+
+
+def differences(ours, theirs, name):
+    """Between a definition of ours and KubeRay's, which has more fields."""
+    is_quantity = "x-kubernetes-int-or-string" in theirs
+    if ours["type"] != ("string" if is_quantity else theirs["type"]):
+        yield f"{name} is of type {theirs['type']}"
+    for key in ("enum", "required"):
+        if sorted(ours.get(key, [])) != sorted(theirs.get(key, [])):
+            yield f"{name}: {key} {theirs.get(key)}"
+    if "items" in ours:
+        yield from differences(ours["items"], theirs["items"], f"{name}[]")
+    for field, definition in ours.get("properties", {}).items():
+        if field not in theirs["properties"]:
+            yield f"{name} has no {field}"
+        elif field != "template":
+            yield from differences(definition, theirs["properties"][field], f"{name}.{field}")
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

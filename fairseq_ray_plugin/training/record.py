@@ -8,12 +8,13 @@ from it logs them again. What was logged of updates that are made again is taken
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Number
 from typing import Any
 
@@ -119,9 +120,21 @@ def _say_again(bar: Any, point: Point) -> None:
     before = {name: getattr(bar, name, None) for name in point.look}
     vars(bar).update(point.look)
     try:
-        getattr(bar, point.way)(dict(point.stats), tag=point.tag, step=point.step)
+        with aloud():
+            getattr(bar, point.way)(dict(point.stats), tag=point.tag, step=point.step)
     finally:
         vars(bar).update(before)
+
+
+@contextlib.contextmanager
+def aloud() -> Iterator[None]:
+    """What belongs to the record is said, though a restart says nothing before its first update."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def keep_record(

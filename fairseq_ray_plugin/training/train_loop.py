@@ -110,7 +110,8 @@ def _end_epoch(points: record.Points, cfg: Any, trainer: Any, epoch: int) -> Non
     )
     if not is_logged:  # else the bar, as it was made, has logged again what rank 0 may not have
         stats = fairseq_cli.train.get_training_stats(metrics.get_smoothed_values("train"))
-        bar.print(stats, tag=record.AVERAGES, step=update)
+        with record.aloud():
+            bar.print(stats, tag=record.AVERAGES, step=update)
     metrics.reset_meters("train")
 
 

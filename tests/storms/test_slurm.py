@@ -6,20 +6,26 @@ import time
 import data
 import pytest
 from runs import BIN, RECORDER, Run, ray_train
-from slurm import Slurm, missing
+from slurm import FREEZER, Slurm, missing
 
 EXAMPLES = data.REPOSITORY / "examples" / "slurm"
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "12", "--disable-validation")
-MAX_UPDATE = ("--max-update", "200")
+MAX_UPDATE = ("--max-update", "300")
+
+HAS_NONE = pytest.mark.skipif(not FREEZER.exists(), reason="no cgroup v1 here, with its freezer")
+tracked_either_way = pytest.mark.parametrize(
+    "slurm", ["linuxproc", pytest.param("cgroup", marks=HAS_NONE)], indirect=True
+)
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
 
 @pytest.fixture
-def slurm(tmp_path, tmp_path_factory):
+def slurm(tmp_path, tmp_path_factory, request):
     folder = tmp_path / "slurm"
     folder.mkdir()
-    with Slurm(folder, 3, shared=(data.REPOSITORY, tmp_path_factory.getbasetemp())) as slurm:
+    shared = (data.REPOSITORY, tmp_path_factory.getbasetemp())
+    with Slurm(folder, 3, shared, getattr(request, "param", "linuxproc")) as slurm:
         yield slurm
 
 
@@ -29,7 +35,7 @@ class Job(Run):
     def __init__(self, slurm, folder, text, *options):
         folder.mkdir()
         self.slurm = slurm
-        environment = data.environment() | {
+        self.environment = data.environment() | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "FAIRSEQ_RECORD": str(folder / "records"),
             "FAIRSEQ_PAUSE": "0.5",
@@ -39,7 +45,7 @@ class Job(Run):
             *(BIN / "fairseq-ray-train", text, *FIXED, *MAX_UPDATE),
             *("--user-dir", RECORDER, "--save-dir", folder / "save"),
             options=("--chdir", folder, "--output=log", *options),
-            environment=environment,
+            environment=self.environment,
         )
         (folder / "log").touch()
         super().__init__(folder, ["tail", "--lines=+1", "--follow", folder / "log"])
@@ -88,6 +94,7 @@ def test_a_job_goes_on_without_a_node_and_after_its_time(tmp_path, english, slur
     assert undisturbed == job.curve()
 
 
+@tracked_either_way
 def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     tmp_path, english, slurm, undisturbed
 ):
@@ -104,4 +111,31 @@ def test_a_job_that_is_preempted_and_one_whose_first_node_fails_go_on(
     job.until_restart(2)
     job.finish()
     assert 0 == job.redone(), "the other node's worker has saved"
-    assert undisturbed == job.curve()
+    # what the command had not shown yet is gone with its node
+    last = job.events("advanced")[-1]["update"] - 1
+    assert undisturbed == {last: undisturbed[last]} | job.curve()
+
+
+@tracked_either_way
+def test_nodes_that_are_lent_join_and_leave_and_come_again(tmp_path, english, slurm, undisturbed):
+    job = Job(slurm, tmp_path / "job", english, "--nodes=1")
+    job.until_advanced(world_size=1, after=0)
+    lent = slurm.submit(
+        EXAMPLES / "worker.sbatch",
+        job.id,
+        options=("--array=1-2", "--chdir", job.folder, "--output=lent-%a.log"),
+        environment=job.environment,
+    )
+    generation = job.until_advanced(world_size=3, after=0)
+    urgent = ("--partition=high", "--nodelist=n3", "--output=/dev/null")
+    slurm.submit("--wrap", "sleep 3", options=urgent)
+    generation = job.until_advanced(world_size=2, after=generation)
+    job.until_advanced(world_size=3, after=generation)
+    assert "RUNNING" == job.state and 0 == job.restarts
+    if slurm.proctrack == "cgroup":
+        assert not [e for e in job.events("stopped") if "LOST" in e["cause"]], "it left in time"
+
+    (job.records / "hurry").touch()
+    job.until(lambda: not slurm.ask("squeue", "--noheader", "--jobs", lent))
+    job.finish()
+    assert 0 == job.redone() and undisturbed == job.curve()

@@ -40,6 +40,7 @@ def patched(monkeypatch):
     monkeypatch.setattr(Writer, "made", [])
     monkeypatch.setattr(progress_bar.logger, "handlers", [])
     monkeypatch.setattr(progress_bar.logger, "level", logging.INFO)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
     return progress_bar
 
 
@@ -54,6 +55,7 @@ def make_bar(points, tmp_path, on_logged=lambda logged: None, **options):
 
 
 def log(bar, *updates):
+    logging.disable(logging.NOTSET)
     for update in updates:
         bar.log({"loss": 1.0 / update, "num_updates": update}, tag="train_inner", step=update)
 
@@ -68,7 +70,8 @@ MAKE_BAR = progress_bar.progress_bar
 
 
 def forget_process():
-    """What a new process does not have of the last one."""
+    """What a new process does not have of the last one; it is silent up to its first update."""
+    logging.disable(logging.INFO)
     progress_bar.progress_bar, progress_bar.SummaryWriter = MAKE_BAR, Writer
     progress_bar._tensorboard_writers.clear()
     progress_bar.logger.handlers.clear()
@@ -189,7 +192,14 @@ def test_wandb_has_one_run_and_the_users_own_id_wins(patched, tmp_path, monkeypa
 
 def test_an_epochs_averages_are_logged_once_by_whoever_gets_to_it(monkeypatch):
     printed = []
-    bar = types.SimpleNamespace(print=lambda stats, tag, step: printed.append((tag, step, stats)))
+
+    def print_aloud(stats, tag, step):
+        assert logging.getLogger().manager.disable < logging.INFO
+        printed.append((tag, step, stats))
+
+    # a restart's, before its first update
+    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)
+    bar = types.SimpleNamespace(print=print_aloud)
     monkeypatch.setattr(progress_bar, "progress_bar", lambda *args, **options: bar)
     names = ("log_format", "log_file", "log_interval", "tensorboard_logdir", "wandb_project")
     common = dict.fromkeys((*names, "no_progress_bar", "azureml_logging"))
