@@ -25,6 +25,7 @@ docs/performance.md and docs/cost-by-size.svg are made. Seconds:
 """
 
 import argparse
+import bisect
 import itertools
 import json
 import os
@@ -175,8 +176,8 @@ class Bench:
 
         def is_calm() -> bool:
             steps = self.steps()
-            newest = [step for step in steps if step["group"] == steps[-1]["group"]]
-            updates = sorted({step["update"] for step in newest})
+            last = steps[-8 * CALM :]
+            updates = sorted({s["update"] for s in last if s["group"] == last[-1]["group"]})
             return (
                 steps[-1]["world"] == world
                 and len(updates) > CALM
@@ -218,15 +219,16 @@ class Bench:
         reached = max(step["update"] for step in self.steps() if step["time"] <= at)
         old = {step["group"] for step in self.steps() if step["time"] <= at}
 
-        def beyond(step: dict) -> bool:
-            return step["time"] > at and step["update"] > reached and step["group"] not in old
+        def beyond() -> list[dict]:
+            begin = bisect.bisect_right(self.steps(), at, key=lambda step: step["time"])
+            after = self._steps[begin:]
+            return [s for s in after if s["update"] > reached and s["group"] not in old]
 
         def whole() -> list[dict]:
-            return [step for step in self.steps() if beyond(step) and step["world"] == world]
+            return [step for step in beyond() if step["world"] == world]
 
         self.until(whole)
-        first = next(step for step in self.steps() if beyond(step))
-        last = whole()[0]
+        first, last = beyond()[0], whole()[0]
         before = max(
             step["time"]
             for step in self.steps()
