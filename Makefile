@@ -2,7 +2,7 @@
 # make test      run the tests
 # make check     lint, format and types
 # make docs      the site of README and docs/, in build/site; a link that leads nowhere stops it
-# make bench     measure what faults cost, side by side with others (75 minutes, on a quiet machine)
+# make bench     measure what faults cost, side by side with others (85 minutes, on a quiet machine)
 # make goodput   measure what gets trained while nodes come and go, side by side with others (2 hours, on
 #                a quiet machine; after an interruption it goes on where it was)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
@@ -53,6 +53,7 @@ docs: $(STAMPS)/docs
 bench: $(STAMPS)/bench
 	@rm -f benchmarks/results.jsonl
 	@$(BIN)/python benchmarks/faults.py
+	@$(BIN)/python benchmarks/peers_at_size.py --contestants ours --arch small roberta_base --anew
 	@$(BIN)/python benchmarks/update_cost.py
 	@$(BIN)/python benchmarks/same_training.py
 	@$(BIN)/python benchmarks/simulate.py

@@ -29,11 +29,14 @@ import psutil  # noqa: E402
 import runs  # noqa: E402
 import tables  # noqa: E402
 
+SMALL = (
+    *("--arch", "roberta_base", "--encoder-layers", "2", "--encoder-attention-heads", "4"),
+    *("--encoder-embed-dim", "128", "--encoder-ffn-embed-dim", "512"),
+)
 MODEL = (
     *("--cpu", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
     *("--task", "masked_lm", "--criterion", "masked_lm", "--sample-break-mode", "complete"),
-    *("--arch", "roberta_base", "--encoder-layers", "2", "--encoder-attention-heads", "4"),
-    *("--encoder-embed-dim", "128", "--encoder-ffn-embed-dim", "512"),
+    *SMALL,
     *("--tokens-per-sample", "128", "--batch-size", "8", "--num-workers", "0", "--seed", "7"),
     *("--optimizer", "adam", "--lr", "1e-3", "--lr-scheduler", "inverse_sqrt"),
     *("--warmup-updates", "50", "--log-format", "json", "--log-interval", "10"),

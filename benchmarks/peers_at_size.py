@@ -1,26 +1,32 @@
 """What a lost process costs at the size of a real model, here and elsewhere; and other changes.
 
     python benchmarks/peers_at_size.py                              RoBERTa base; about 25 minutes
-    python benchmarks/peers_at_size.py --contestants ours           6 minutes
+    python benchmarks/peers_at_size.py --contestants ours           7 minutes
     python benchmarks/peers_at_size.py --contestants torchft        3 minutes
+    python benchmarks/peers_at_size.py --contestants ours --arch small roberta_base
     python benchmarks/peers_at_size.py --arch roberta_large         needs 20 GB of memory
 
-Two nodes of one slot, a mini-batch of 32 tokens a rank, as in recovery_at_size.py. A training
-process is killed some times under each launcher; then, under ours, a node is killed, one is added,
-and one is told that it will be taken away, some times each. Who goes on from checkpoints writes one
-every 8 updates, and the kill comes 4 updates after one.
+`small` is the model of faults.py. Two nodes of one slot, a mini-batch of 32 tokens a rank, as in
+recovery_at_size.py. A training process is killed some times under each launcher; then, under ours,
+a node is killed, one is added, and one is told that it will be taken away, some times each. Who
+goes on from checkpoints writes one every 8 updates, and the kill comes 4 updates after one. Another
+run of ours, on one node, puts its state by every 4 updates.
 
-Each run is a line in benchmarks/at_size.jsonl. What is there is not run again: after an
-interruption the same command goes on; remove lines, or the file, to measure anew. From all lines
-the table in docs/performance.md is made. Seconds:
+Each run is a line in benchmarks/at_size.jsonl. What is there is not run again, unless `--anew` is
+given: after an interruption the same command goes on. From all lines the tables in
+docs/performance.md and docs/cost-by-size.svg are made. Seconds:
 
 - u: an update, median.  c (ours): a plain copy of the state, as in recovery_at_size.py.
 - a loss: from it to the end of the first update beyond those before; and of the first of these by
   two ranks.
 - a node added or left: from the last update before the change to the end of the first after it.
+- put by: how much longer than usual it is from the end of an update to the beginning of the next.
+- steps (ours): of the first update after the change, from the journal.
 """
 
 import argparse
+import bisect
+import itertools
 import json
 import os
 import statistics
@@ -30,12 +36,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import cost_by_size
 import faults
 import recovery_at_size
-import tables
 from replay.launchers import LAUNCHERS, Launcher, wait_until
-from replay.tables import NAMES, NOT_RUN
-from simulation.tables import table
 
 RESULTS = faults.ROOT / "benchmarks" / "at_size.jsonl"
 CONTESTANTS = ("ours", "torchft", "torchrun", "walkthrough_2019", "ray_train")
@@ -43,70 +47,98 @@ SAVE_EVERY, AFTER_SAVE = 8, 4
 CALM = 3
 """Updates of one group of ranks before anything is done to it."""
 
+PUT_BY_EVERY, NUM_PUT_BY = 4, 6
 LIMIT_S = 300.0
 OURS = ("--no-save", "--ray-snapshot-updates", "0")
 OTHERS = ("--save-interval-updates", SAVE_EVERY, "--keep-interval-updates", 1)
 STOCK = ("--ddp-backend", "legacy_ddp", "--no-epoch-checkpoints")
-EVENTS = {
-    "kill-process": "a training process is killed",
-    "kill-node": "a node is killed",
-    "add-node": "a node is added: the stall",
-    "drain": "a node is left in time: the stall",
-}
+BYTES_A_PARAMETER = 12
+"""Of the state: the parameter and Adam's two averages."""
 
 
 def main() -> None:
     arguments = parse()
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = {(r["arch"], r["contestant"]): r for r in map(json.loads, lines)}
     with tempfile.TemporaryDirectory(prefix="frp", ignore_cleanup_errors=True) as folder:
         os.environ.update(RAY_TMPDIR=folder, OMP_NUM_THREADS="1")
         text = Path(folder) / "text"
-        for name in arguments.contestants:
-            if (arguments.arch, name) in {(r["arch"], r["contestant"]) for r in results}:
+        for arch, name in itertools.product(arguments.arch, arguments.contestants):
+            if (arch, name) in results and not arguments.anew:
                 continue
             if not text.exists():
                 prepare = faults.ROOT / "examples" / "roberta" / "preprocess.py"
                 subprocess.run([sys.executable, prepare, "--dest-dir", text], check=True)
-            print("measuring", arguments.arch, name, flush=True)
-            result = {"arch": arguments.arch, "contestant": name}
-            result |= measure(Path(folder) / name, text, name, arguments)
-            results.append(result)
+            print("measuring", arch, name, flush=True)
+            result = {"arch": arch, "contestant": name, "date": time.strftime("%Y-%m-%d")}
+            result |= measure(Path(folder) / f"{arch}_{name}", text, arch, name, arguments.runs)
+            if name == "ours":
+                result |= put_by(Path(folder) / f"{arch}_put_by", text, arch)
             print(json.dumps(result), flush=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-    page = tables.put(tables.PAGE.read_text(), "at size", rows(results))
-    tables.PAGE.write_text(page)
+            results[arch, name] = result
+            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in results.values()))
+    cost_by_size.write([*results.values()], faults.ROOT / "docs")
 
 
-def measure(folder: Path, text: Path, name: str, arguments: argparse.Namespace) -> dict:
+def launcher_of(folder: Path, text: Path, arch: str, name: str, *own, most: int = 2) -> Launcher:
     common = recovery_at_size.OPTIONS[: -len(OURS)]
     assert recovery_at_size.OPTIONS[-len(OURS) :] == OURS
-    options = [*common, "--arch", arguments.arch, "--max-update", 1_000_000]
-    options += OURS if name == "ours" else OTHERS
+    model = faults.SMALL if arch == "small" else ("--arch", arch)
+    return LAUNCHERS[name](folder, text, [*common, *model, "--max-update", 1_000_000, *own], most)
+
+
+def measure(folder: Path, text: Path, arch: str, name: str, num_runs: int) -> dict:
+    options = OURS if name == "ours" else OTHERS
     options += () if name in ("ours", "torchft") else STOCK
-    launcher = LAUNCHERS[name](folder, text, options, 2)
+    launcher = launcher_of(folder, text, arch, name, *options)
     bench = Bench(launcher)
     begin = time.time()
     try:
         launcher.begin(("node0", "node1"))
-        bench.until(lambda: launcher.lines("done"))
-        result = {"start_s": round(launcher.lines("done")[0]["time"] - begin, 1)}
-        for number in range(arguments.runs):
+        bench.until(bench.steps)
+        result = {"start_s": round(bench.steps()[0]["time"] - begin, 1)}
+        for number in range(num_runs):
             bench.kill_process(f"node{number % 2}")
         if name == "ours":
-            bench.change_nodes(arguments.runs)
+            bench.change_nodes(num_runs)
     except TimeoutError as error:
         result = {"failed": str(error)}
         print(launcher.runs[0].tail(), file=sys.stderr)
     finally:
         launcher.end()
-    steps = [step for step in launcher.runs[0].steps() if step["world"] == 2]
+    steps = [step for step in bench.steps() if step["world"] == 2]
     times = recovery_at_size.update_times(steps)
-    result["u_s"] = round(statistics.median(times), 2) if times else None
+    result["u_s"] = round(statistics.median(times), 4) if times else None
     if name == "ours":
-        result["c_s"] = round(recovery_at_size.copy_seconds(launcher.runs[0]), 2)
+        num_params = recovery_at_size.num_parameters(launcher.runs[0])
+        result["c_s"] = round(recovery_at_size.copy_seconds(num_params), 4)
+        result["state_bytes"] = BYTES_A_PARAMETER * num_params
     return result | {"redone": launcher.runs[0].redone(), "events": bench.events}
+
+
+def put_by(folder: Path, text: Path, arch: str) -> dict:
+    """For how long training stands each time: on one node, for others have memory of their own."""
+    options = (*OURS[:-1], PUT_BY_EVERY)
+    launcher = launcher_of(folder, text, arch, "ours", *options, most=1)
+    bench = Bench(launcher)
+    try:
+        launcher.begin(("node0",))
+        last = PUT_BY_EVERY * NUM_PUT_BY
+        bench.until(lambda: bench.steps() and bench.steps()[-1]["update"] > last)
+    except TimeoutError as error:
+        print(launcher.runs[0].tail(), file=sys.stderr)
+        return {"failed": str(error)}
+    finally:
+        launcher.end()
+    begun = {line["update"]: line["time"] for line in launcher.lines("begun")}
+    gaps = {
+        step["update"]: begun[step["update"] + 1] - step["time"]
+        for step in bench.steps()
+        if 1 < step["update"] <= last
+    }
+    usual = statistics.median(gap for update, gap in gaps.items() if update % PUT_BY_EVERY)
+    at = range(PUT_BY_EVERY, last + 1, PUT_BY_EVERY)
+    return {"put_by_s": [round(gaps[update] - usual, 4) for update in at]}
 
 
 class Bench:
@@ -116,21 +148,36 @@ class Bench:
         self.launcher = launcher
         self.events: dict[str, list[dict]] = {}
         self.num_nodes = 2
+        self._steps: list[dict] = []
+        self._read: dict[Path, int] = {}
 
     def until(self, condition, limit_s: float = LIMIT_S):
         if not wait_until(self.launcher, condition, limit_s):
             raise TimeoutError(f"did not go on in {limit_s:.0f} s")
 
     def steps(self) -> list[dict]:
-        return self.launcher.lines("done")
+        """The recorder's lines on completed updates, oldest first.
+
+        What has been read is kept: a small model completes thousands, and to read them all again
+        and again would take the cores from it.
+        """
+        for path in self.launcher.runs[0].records.glob("*.jsonl"):
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = file.read()
+            text = text[: text.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(text)
+            self._steps += [s for s in map(json.loads, text.splitlines()) if s["kind"] == "done"]
+        self._steps.sort(key=lambda step: step["time"])
+        return self._steps
 
     def calm(self, world: int) -> None:
         """The newest ranks train, and a checkpoint that others go on from is a while ago."""
 
         def is_calm() -> bool:
             steps = self.steps()
-            newest = [step for step in steps if step["group"] == steps[-1]["group"]]
-            updates = sorted({step["update"] for step in newest})
+            last = steps[-8 * CALM :]
+            updates = sorted({s["update"] for s in last if s["group"] == last[-1]["group"]})
             return (
                 steps[-1]["world"] == world
                 and len(updates) > CALM
@@ -142,9 +189,8 @@ class Bench:
 
     def kill_process(self, node: str) -> None:
         self.calm(2)
-        at = time.time()
         assert self.launcher.kill(node)
-        self.note("kill-process", at, world=2)
+        self.note("kill-process", time.time(), world=2)
 
     def change_nodes(self, count: int) -> None:
         """A node is killed and one added, then one drained and one added, some times."""
@@ -173,59 +219,48 @@ class Bench:
         reached = max(step["update"] for step in self.steps() if step["time"] <= at)
         old = {step["group"] for step in self.steps() if step["time"] <= at}
 
-        def beyond(step: dict) -> bool:
-            return step["time"] > at and step["update"] > reached and step["group"] not in old
+        def beyond() -> list[dict]:
+            begin = bisect.bisect_right(self.steps(), at, key=lambda step: step["time"])
+            after = self._steps[begin:]
+            return [s for s in after if s["update"] > reached and s["group"] not in old]
 
         def whole() -> list[dict]:
-            return [step for step in self.steps() if beyond(step) and step["world"] == world]
+            return [step for step in beyond() if step["world"] == world]
 
         self.until(whole)
-        first = next(step for step in self.steps() if beyond(step))
-        last = whole()[0]
+        first, last = beyond()[0], whole()[0]
         before = max(
             step["time"]
             for step in self.steps()
             if step["time"] < last["time"] and step["group"] != last["group"]
         )
-        self.events.setdefault(kind, []).append(
-            {
-                "recovery_s": round(first["time"] - at, 2),
-                "whole_s": round(last["time"] - at, 2),
-                "stall_s": round(last["time"] - before, 2),
-            }
-        )
+        cost = {
+            "recovery_s": round(first["time"] - at, 3),
+            "whole_s": round(last["time"] - at, 3),
+            "stall_s": round(last["time"] - before, 3),
+        }
+        self.events.setdefault(kind, []).append(cost | self.told(at, world))
 
+    def told(self, at: float, world: int) -> dict:
+        """What ours says in its journal of the generation that went on."""
+        run = self.launcher.runs[0]
 
-def rows(results: list[dict]) -> str:
-    """A row a model and contestant."""
-    told = []
-    for result in sorted(results, key=lambda r: (r["arch"], CONTESTANTS.index(r["contestant"]))):
-        cells = [cell(result["events"].get(kind, []), kind) for kind in EVENTS]
-        cells[0] = cells[0] if "failed" not in result else f"{cells[0]}, then it {result['failed']}"
-        u = f"{result['u_s']} s" + (f", {result['c_s']} s" if "c_s" in result else "")
-        name = f"{result['arch']}, {NAMES[result['contestant']]}"
-        told.append((name, u, f"{result['start_s']} s" if "start_s" in result else "", *cells))
-    return table(("", "u, c", "start to first update", *EVENTS.values()), told) if told else NOT_RUN
+        def advanced() -> list[dict]:
+            events = run.events("advanced")
+            return [e for e in events if e["time"] > at and e["world_size"] == world]
 
-
-def cell(events: list[dict], kind: str) -> str:
-    """Medians."""
-    if not events:
-        return ""
-    key = "stall_s" if kind in ("add-node", "drain") else "recovery_s"
-    values = sorted(event[key] for event in events)
-    text = f"{statistics.median(values):.1f} s ({values[0]:.1f} to {values[-1]:.1f})"
-    whole = statistics.median(event["whole_s"] for event in events)
-    if kind == "kill-process" and whole > statistics.median(values) + 0.05:
-        text += f", with both ranks {whole:.1f} s"
-    return text
+        if not run.events():
+            return {}
+        self.until(advanced)
+        return {"steps": {name: round(s, 3) for name, s in advanced()[0]["steps"].items()}}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="roberta_base")
+    parser.add_argument("--arch", nargs="+", default=["roberta_base"], help="small, or fairseq's")
     parser.add_argument("--contestants", nargs="+", choices=LAUNCHERS, default=CONTESTANTS)
     parser.add_argument("--runs", type=int, default=3, help="of each kind of change")
+    parser.add_argument("--anew", action="store_true", help="also what there is a line of")
     return parser.parse_args()
 
 

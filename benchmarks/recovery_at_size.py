@@ -88,7 +88,7 @@ def measure(folder: Path, text: Path, arguments) -> dict:
             "arch": arguments.arch,
             "start_s": round(steps[0]["time"] - begin, 2),
             "u_s": round(statistics.median(update_times(steps)), 3),
-            "c_s": round(copy_seconds(run), 3),
+            "c_s": round(copy_seconds(num_parameters(run)), 3),
             "cpu_s_of_last_ranks": cpu_s,
             "recovery_s": [
                 round(faults.next_step(run, at, "kill-process")["time"] - at, 2) for at in fired
@@ -111,10 +111,13 @@ def update_times(steps: list[dict]) -> list[float]:
     return [b - a for times in ends.values() for a, b in zip(times[1:], times[2:], strict=False)]
 
 
-def copy_seconds(run) -> float:
-    """A plain copy of as many bytes as the state has: model and Adam's two averages."""
+def num_parameters(run) -> int:
     line = next(line for line in run.lines if "num. shared model params" in line)
-    num_params = int(line.split("params: ")[1].split(" ")[0].replace(",", ""))
+    return int(line.split("params: ")[1].split(" ")[0].replace(",", ""))
+
+
+def copy_seconds(num_params: int) -> float:
+    """A plain copy of as many bytes as the state has: model and Adam's two averages."""
     state = [torch.ones(num_params // 100) for _ in range(300)]
     torch.set_num_threads(1)
     times = []
