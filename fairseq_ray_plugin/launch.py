@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.util
 import logging
@@ -65,6 +66,7 @@ def cli_main() -> None:
 
     compat.require_fairseq()
     _refuse_early()
+    gc.disable()  # what is imported stays, and looking through it for garbage takes its time
     compat.apply()
     import fairseq_cli.train
 
@@ -201,6 +203,8 @@ def _route_to_ray(config_of_run: Callable[[], ElasticConfig | None]) -> None:
         config = config_of_run()
         if config is None or config.ray_address is None:
             return call_main(cfg, main, **kwargs)
+        gc.freeze()
+        gc.enable()
         exit_code = run_fault_tolerant_loop(cfg, config)
         if exit_code:
             sys.exit(exit_code)

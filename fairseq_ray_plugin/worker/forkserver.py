@@ -18,7 +18,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import Any
@@ -75,21 +75,36 @@ def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
     _serve(connection, run)
 
 
-def import_fairseq(preload: Preload) -> Any:
-    """All that training needs is imported; returns its configuration, which is complete."""
-    if os.path.isdir(preload.working_dir):
-        os.chdir(preload.working_dir)
-    sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
+def import_ahead(working_dir: str, python_path: Sequence[str]) -> None:
+    """What every training needs is imported.
+
+    Args:
+        working_dir, python_path: as in `Preload`.
+    """
+    gc.disable()  # what is imported stays: looking through it again and again takes half a second
+    if os.path.isdir(working_dir):
+        os.chdir(working_dir)
+    sys.path[:0] = [path for path in python_path if path not in sys.path]
     # torch.cuda.is_available() would otherwise touch CUDA, and no child could use it then
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     from fairseq_ray_plugin import compat
+    from fairseq_ray_plugin.worker import sparing
 
     compat.apply()
-    import fairseq_cli.train
-    import torch._dynamo  # noqa: F401  (torch would in each rank, which takes over a second)
-    from omegaconf import OmegaConf
+    sparing.spare_the_compiler()
+    import fairseq_cli.train  # noqa: F401
 
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def import_fairseq(preload: Preload) -> Any:
+    """All that this training needs is imported; returns its configuration, which is complete."""
+    import_ahead(preload.working_dir, preload.python_path)
+    import fairseq_cli.train
+    from omegaconf import OmegaConf
 
     if preload.user_dir is not None:
         from fairseq.utils import import_user_module
