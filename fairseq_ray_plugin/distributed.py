@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -112,7 +111,14 @@ class RayCluster:
         if not config.cpu:
             self.need["GPU"] = 1
         self.config = config
-        self.surveyor = Surveyor(head.survey, lambda bundles: request_resources(bundles=bundles))
+        self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        """Worker, what it was asked, and what came of it; filled by threads."""
+
+        # an answer of no worker's: what there is now is looked at at once
+        look = functools.partial(self.answers.put, ("", "survey", Future()))
+        self.surveyor = Surveyor(head.survey, head.request, look)
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         self.num_asked = max_ranks or 0
@@ -126,11 +132,6 @@ class RayCluster:
         self.messages_heard: dict[str, int] = {}
         self.heartbeats = Heartbeats(lambda worker: self._call(worker, "beat", "beat"))
         self.not_ready: set[str] = set()
-        self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
-            queue.SimpleQueue()
-        )
-        """Worker, what it was asked, and what came of it; filled by threads of Ray's."""
-
         self.doubts = Doubts(lambda node: self.answers.put((node, "node", Future())))
 
         self.later: list[tuple[float, str, str]] = []
