@@ -48,6 +48,7 @@ ORDER = (
     "doubts",
     "head",
     "heartbeats",
+    "placing",
     "distributed",
     "metrics",
     "watching",
@@ -57,6 +58,8 @@ ORDER = (
     "following",
     "connecting",
     "usage",
+    "ahead",
+    "early",
     "launch",
     "__main__",
 )
@@ -94,11 +97,13 @@ def test_only_these_rooms_import_ray():
     assert {
         "aws",
         "head",
+        "placing",
         "distributed",
         "metrics",
         "residence",
         "following",
         "connecting",
+        "ahead",
         "launch",
     } >= users
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from fairseq_ray_plugin.assignment import Found
@@ -16,7 +17,7 @@ def found(worker: Worker) -> Found:
     said, folders = worker.messages, worker.memory.folders
     return Found(
         node=worker.get_node_id(),
-        is_ready=worker.server is not None and worker.server.is_ready,
+        is_ready=worker.server.is_ready,
         num_heard=said.num_forgotten,
         newest=max(worker.generation, worker.void),
         generation=worker.generation,
@@ -26,6 +27,7 @@ def found(worker: Worker) -> Found:
         update=said.update,
         pid=worker.pid,
         gpu=worker.gpu,
+        age_s=time.monotonic() - worker.since,
         snapshots=tuple(
             copy
             for path, copy in said.snapshots.items()

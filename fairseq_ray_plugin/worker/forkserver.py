@@ -1,7 +1,8 @@
 """A process that has made all ready, and forks a training process in 20 ms.
 
-Imports cost 3 to 7 s, so each worker pays them once, here. Started as `python -m
-fairseq_ray_plugin.worker.forkserver FD`, where FD is its connection to the worker. It has one
+Imports cost seconds, so each worker pays them once, here. Started as `python -m
+fairseq_ray_plugin.worker.forkserver FD WORKING_DIR PYTHON_PATH...`, where FD is its connection to
+the worker: what every training needs is imported before it is known which it will be. It has one
 training process at a time: a new one ends the old, and all that it has started (`family.py`).
 (multiprocessing's own forkserver would import the main module of its parent, a Ray worker, in every
 child, and is silent when a preload fails.)
@@ -51,22 +52,27 @@ END_LIMIT_S = 10.0
 """And before the next rank begins: a driver may take seconds to give back a GPU."""
 
 
-def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
+def main(
+    make_ready: Callable[[Preload, Callable[[], None]], Run],
+    import_ahead: Callable[[str, Sequence[str]], object] = lambda *_: None,
+) -> None:
     """Serve the worker until it wants no more.
 
     Args:
         make_ready: imports everything, says so by calling its second argument, and makes what
             ranks inherit; what it raises is the worker's `Unfit`.
+        import_ahead: imports what can be before that is known; likewise.
     """
     connection = Connection(int(sys.argv[1]))
     _die_with_parent()  # who imports does not listen
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
-        preload = connection.recv()
-    except EOFError:
-        return  # the worker is gone
-    try:
+        import_ahead(sys.argv[2], sys.argv[3:])
+        try:
+            preload = connection.recv()
+        except EOFError:
+            return  # the worker is gone
         run = make_ready(preload, lambda: connection.send(Imported()))
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
@@ -271,4 +277,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(make_fairseq_ready)
+    main(make_fairseq_ready, import_ahead)

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shutil
 import socket
+import time
 from multiprocessing.connection import Connection
 
 from fairseq_ray_plugin.assignment import (
@@ -26,6 +27,7 @@ from fairseq_ray_plugin.assignment import (
     NotForked,
     Preload,
     Role,
+    Site,
     Write,
     WriteCheckpoint,
 )
@@ -78,21 +80,24 @@ MAKE_LIMIT_S = 1800.0
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
 
+    job: Job  # which comes with `prepare`: the server begins to import before
+
     server_program: tuple[str, ...] = ("-m", "fairseq_ray_plugin.worker.forkserver")
     """What Python runs as the preloaded server."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, site: Site) -> None:
+        self.since = time.monotonic()
+        self.server = Server(self.server_program, site)
+        self.is_prepared = False
         self.messages = Outbox(self.get_node_id())
         self.writing = Writing(
             self._fork_writer,
             lambda generation, says: self.messages.put(FromRank(generation, says)),
             self._pass_on,
         )
-        self.memory = MemoryFolder(job.run_id, self.get_node_id())
+        self.memory = MemoryFolder(site.run_id, self.get_node_id())
         self.held_to_publish = ""  # name of the state that is held, on its way through memory
         self.listener: socket.socket | None = None
-        self.server: Server | None = None
         self.link: Connection | None = None
         self.generation = 0
         """That of the rank at the other end of `link`, or that was there last."""
@@ -103,6 +108,7 @@ class Worker:
         self.void = 0
         """The newest generation that was told to hold: starting it now would be too late."""
 
+        self.watches: list[asyncio.Task[object]] = []
         self.pid = 0
         self.rank_ended = asyncio.Event()  # there is none, and its server has said why
         self.rank_ended.set()
@@ -122,11 +128,11 @@ class Worker:
         """The cluster's name for the GPU of this slot; empty where it has none."""
         return ""
 
-    async def prepare(self) -> None:
-        """Start the preloaded server; `Ready` or `Unfit` follows."""
-        if self.server is not None:
+    async def prepare(self, job: Job) -> None:
+        """Make the preloaded server ready for this job; `Ready` or `Unfit` follows."""
+        if self.is_prepared:
             return  # asked again, for it was not known whether this had arrived
-        job = self.job
+        self.job, self.is_prepared = job, True
         if not self.memory.folders:
             self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
             return
@@ -137,9 +143,7 @@ class Worker:
         except (OSError, ValueError) as error:
             self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
             return
-        self.server = Server(
-            self.server_program,
-            environment := environment_of(job),
+        self.server.prepare(
             Preload(
                 cfg=job.cfg,
                 working_dir=job.working_dir,
@@ -151,7 +155,7 @@ class Worker:
         )
         for due in deposits.left_behind(self.memory.folders):
             self.writing.add(due)
-        self.asks_gpu = asyncio.create_task(uuid_of(self.get_gpu(), environment))
+        self.asks_gpu = asyncio.create_task(uuid_of(self.get_gpu(), environment_of(job)))
         watches = (self._watch_notices(), self._watch_imports())
         self.watches = [self.asks_gpu, *map(asyncio.create_task, watches)]
 
@@ -166,7 +170,6 @@ class Worker:
             self.messages.put(notice)
 
     async def _watch_imports(self) -> None:
-        assert self.server is not None
         await asyncio.sleep(IMPORT_LIMIT_S)
         what, limit_s = "importing what it needs", IMPORT_LIMIT_S
         if self.server.has_imported:
@@ -226,7 +229,6 @@ class Worker:
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
         """Fork a training process; the one of the last generation ends."""
-        assert self.server is not None
         if role.generation <= self.void:
             return
         restore = role.restore
@@ -260,7 +262,6 @@ class Worker:
         self.writing.new_rank()
 
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
-        assert self.server is not None
         job = self.job
         order = dataclasses.replace(order, claim=job.claim, store=job.store)
         if job.store:
@@ -306,7 +307,6 @@ class Worker:
 
     def _end_unanswering(self, generation: int) -> None:
         if generation == self.generation and self.link is not None and not self.answered:
-            assert self.server is not None
             self.server.kill_rank()
 
     async def _save(self, as_checkpoint: bool) -> None:
@@ -332,10 +332,9 @@ class Worker:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
         self.writing.close()
-        if self.server is not None:
-            for watch in self.watches:
-                watch.cancel()
-            await self.server.close()
+        for watch in self.watches:
+            watch.cancel()
+        await self.server.close()
         for what in ("user_dir", "restored", "passage"):
             if self.memory.folders:
                 shutil.rmtree(self._own_folder(what), True)

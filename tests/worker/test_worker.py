@@ -336,7 +336,7 @@ def test_a_node_without_a_folder_that_is_this_users_alone_is_unfit(driver, tmp_p
     for name in ("shm", "disk"):
         (tmp_path / name).chmod(0o777)
     other = LocalWorker(driver.worker.job)
-    driver.ask(other.prepare())
+    driver.ask(other.prepare(driver.worker.job))
     (unfit,) = driver.ask(other.next_messages(0, 0))
     assert unfit.reason.startswith("no folder for snapshots: others may rename what is in")
     driver.ask(other.stop())
@@ -347,7 +347,7 @@ def test_a_node_that_lacks_user_code_which_cannot_be_sent_says_so(driver):
         driver.worker.job, user_dir="/nowhere/my_tasks", user_dir_not_sent="it has 300 MiB"
     )
     other = LocalWorker(job)
-    driver.ask(other.prepare())
+    driver.ask(other.prepare(job))
     (unfit,) = driver.ask(other.next_messages(0, 0))
     reason = "it is not on this node and was not sent: it has 300 MiB"
     assert Unfit(f"--user-dir /nowhere/my_tasks: {reason}") == unfit
