@@ -8,6 +8,8 @@ it, they end.
 from __future__ import annotations
 
 import dataclasses
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -18,6 +20,8 @@ from fairseq_ray_plugin.connecting import connect
 from fairseq_ray_plugin.distributed import RayDistributedActor
 from fairseq_ray_plugin.holding import whole_name
 from fairseq_ray_plugin.options import ElasticConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -70,13 +74,24 @@ def place(site: Site, config: ElasticConfig, max_ranks: int | None, save_dir: st
         return ahead  # it will be followed
     try:
         ahead.loop = following.start(whole_name(save_dir), site.name)
-    except ValueError:
-        return ahead  # likewise
-    unasked_limit_s = placing.UNASKED_LIMIT_S
-    save_after_s = placing.save_after_s(head.nodes_outlast_head(), unasked_limit_s)
+        _place_workers(ahead, max_ranks)
+    except BaseException as error:
+        ahead.end()
+        if not isinstance(error, Exception):
+            raise
+        logger.debug("nothing begins ahead: %r", error)  # the way without says what there is to say
+    return ahead
+
+
+def _place_workers(ahead: Ahead, max_ranks: int | None) -> None:
+    config, site, limit_s = ahead.config, ahead.site, placing.UNASKED_LIMIT_S
     slots = sorted(head.survey().slots(placing.need_of(config)).items())
     nodes = [node for node, count in slots for _ in range(count)][:max_ranks]
-    for number, node in enumerate(nodes):
+    save_after_s = placing.save_after_s(head.nodes_outlast_head(), limit_s)
+
+    def make(number: int, node: str) -> None:
         name = head.name_for(site.name, f"worker-{number}")
-        placing.make(RayDistributedActor, name, node, config, site, save_after_s, unasked_limit_s)
-    return ahead
+        placing.make(RayDistributedActor, name, node, config, site, save_after_s, limit_s)
+
+    with ThreadPoolExecutor(8) as makers:  # Ray's head is asked whether each name is free
+        list(makers.map(make, range(len(nodes)), nodes))

@@ -51,6 +51,22 @@ def test_what_another_kind_of_slot_makes_useless_is_ended(monkeypatch):
     assert ["loop", site.name] == ended, "once, and the others are the run's now"
 
 
+def test_what_cannot_begin_ahead_is_taken_back_and_begins_later(monkeypatch):
+    from fairseq_ray_plugin import ahead, following, head
+
+    ended = []
+    monkeypatch.setattr(ahead, "connect", lambda address, may_start: "here")
+    monkeypatch.setattr(following, "find", lambda save_dir: None)
+    monkeypatch.setattr(following, "start", lambda save_dir, run: "loop")
+    monkeypatch.setattr(head, "survey", lambda: 1 / 0)
+    monkeypatch.setattr(head, "end_workers", ended.append)
+    monkeypatch.setattr(ahead.ray, "kill", lambda loop, no_restart: ended.append(loop))
+    config = ElasticConfig(cpu=True)
+    site = early.site_for(config)
+    begun = ahead.place(site, config, None, "save")
+    assert ("here", None) == (begun.where, begun.loop) and ["loop", site.name] == ended
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
