@@ -10,12 +10,31 @@ from fairseq_ray_plugin.protocol import Copy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker must know of the run, sent once."""
+class Site:
+    """What a worker must know to import what training needs."""
 
     run_id: str
     """Known to this run's processes alone: it names their folders in memory, which nobody else may
     guess."""
+
+    threads: int
+    """For torch on the CPU."""
+
+    working_dir: str
+    """The driver's; relative paths in the user's options mean the same where it exists."""
+
+    python_path: tuple[str, ...]
+    environment: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The run's, for everybody: from it nobody can tell the id."""
+        return hashlib.sha256(self.run_id.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(Site):
+    """What every worker must know of the run, sent once."""
 
     cfg: bytes
     """fairseq's configuration, pickled in the driver, where alone fairseq is imported."""
@@ -32,13 +51,6 @@ class Job:
     snapshot_updates: int | None
     """Updates between snapshots, 0 for none; None: so that they cost little."""
 
-    threads: int
-    """For torch on the CPU."""
-
-    working_dir: str
-    """The driver's; relative paths in the user's options mean the same where it exists."""
-
-    python_path: tuple[str, ...]
     user_dir: str | None
     user_dir_zip: bytes | None
     user_dir_not_sent: str = ""
@@ -47,17 +59,11 @@ class Job:
     last_checkpoint: str
     """Path of the checkpoint that the same command goes on from."""
 
-    environment: dict[str, str]
     claim: int = 0
     """Number of the run's claim on its save dir: with a higher one there, nothing is written."""
 
     store: str = ""
     """The save dir, where it is in an object store."""
-
-    @property
-    def name(self) -> str:
-        """The run's, for everybody: from it nobody can tell the id."""
-        return hashlib.sha256(self.run_id.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +175,9 @@ class Found:
 
     gpu: str = ""
     """As in `Ready`."""
+
+    age_s: float = 0.0
+    """For so many seconds it has been there."""
 
 
 # Between a worker and its server

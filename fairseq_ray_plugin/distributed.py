@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import queue
 import signal
 import threading
@@ -17,12 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import head, protocol, starting
-from fairseq_ray_plugin.assignment import Found, Job
+from fairseq_ray_plugin import head, placing, protocol, starting
+from fairseq_ray_plugin.assignment import Found, Job, Site
 from fairseq_ray_plugin.doubts import Doubts
 from fairseq_ray_plugin.heartbeats import Heartbeats
 from fairseq_ray_plugin.options import ElasticConfig
@@ -49,15 +46,6 @@ ASK_AGAIN_S = 1.0
 NO_DEADLINE_S = 600.0
 """When a node is taken to be gone that is drained without saying by when."""
 
-UNASKED_LIMIT_S = 120.0
-"""A worker that nobody has asked anything for so long ends: its loop is gone for good."""
-
-NODES_OUTLAST_HEAD_S = 60.0
-"""Ray's own limit for nodes without a head, where nothing else is known of it."""
-
-RESCUE_S = 30.0
-"""So long before that, or before it ends, a worker saves what its rank holds."""
-
 HEAD_SILENT_S = 5.0
 """The end of a run does not wait for a head that has not answered for so long."""
 
@@ -74,12 +62,12 @@ class RayDistributedActor(Worker):
         unasked_limit_s: and after so long it ends.
     """
 
-    def __init__(self, job: Job, save_after_s: float, unasked_limit_s: float) -> None:
+    def __init__(self, site: Site, save_after_s: float, unasked_limit_s: float) -> None:
         # sent to all processes of a Slurm step, it is the driver's to deal with, which saves what
         # is held here; Ray itself ends its workers otherwise. Not by the module signal: this is
         # not the main thread
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
-        super().__init__(job)
+        super().__init__(site)
         self.forsaken = Forsaken(self, save_after_s, unasked_limit_s)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[protocol.WorkerMessage]:
@@ -108,15 +96,19 @@ class RayCluster:
         job: Job,
         config: ElasticConfig,
         max_ranks: int | None,
-        unasked_limit_s: float = UNASKED_LIMIT_S,
+        unasked_limit_s: float = placing.UNASKED_LIMIT_S,
     ) -> None:
         self.unasked_limit_s = unasked_limit_s
         self.job, self.run = ray.put(job), job.name
-        self.need = {"CPU": config.cpus_per_worker}
-        if not config.cpu:
-            self.need["GPU"] = 1
-        self.config = config
-        self.surveyor = Surveyor(head.survey, lambda bundles: request_resources(bundles=bundles))
+        self.config, self.need = config, placing.need_of(config)
+        self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        """Worker, what it was asked, and what came of it; filled by threads."""
+
+        # an answer of no worker's: what there is now is looked at at once
+        look = functools.partial(self.answers.put, ("", "survey", Future()))
+        self.surveyor = Surveyor(head.survey, head.request, look)
         # an autoscaler adds nodes for what is asked for and not there, not for what would be of
         # use; the request is the cluster's, so it also takes the place of one a killed driver left
         self.num_asked = max_ranks or 0
@@ -133,11 +125,6 @@ class RayCluster:
         self.messages_heard: dict[str, int] = {}
         self.heartbeats = Heartbeats(lambda worker: self._call(worker, "beat", "beat"))
         self.not_ready: set[str] = set()
-        self.answers: queue.SimpleQueue[tuple[str, Order | Start | str, Future[Any]]] = (
-            queue.SimpleQueue()
-        )
-        """Worker, what it was asked, and what came of it; filled by threads of Ray's."""
-
         self.doubts = Doubts(lambda node: self.answers.put((node, "node", Future())))
 
         self.later: list[tuple[float, str, str]] = []
@@ -284,25 +271,11 @@ class RayCluster:
         future.add_done_callback(functools.partial(self._answered, worker, "place"))
 
     def _make(self, worker: str, node: str) -> Any:
-        return (
-            ray.remote(RayDistributedActor)
-            .options(
-                # it outlives this loop, and another finds it
-                name=head.name_for(self.run, worker),
-                lifetime="detached",
-                num_cpus=self.config.cpus_per_worker,
-                num_gpus=0 if self.config.cpu else 1,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            )
-            .remote(self.job, self._save_after_s(), self.unasked_limit_s)
-        )
-
-    def _save_after_s(self) -> float:
-        """More than the time between two questions; never where the loop ends with the workers."""
-        if math.isinf(self.unasked_limit_s):
-            return math.inf
-        outlast_s = self.nodes_outlast_head_s or NODES_OUTLAST_HEAD_S
-        return max(RESCUE_S, min(outlast_s, self.unasked_limit_s) - RESCUE_S)
+        limit_s = self.unasked_limit_s
+        save_after_s = placing.save_after_s(self.nodes_outlast_head_s, limit_s)
+        name = head.name_for(self.run, worker)
+        arguments = (self.job, save_after_s, limit_s)
+        return placing.make(RayDistributedActor, name, node, self.config, *arguments)
 
     def _placed(self, worker: str, answer: Future[Any]) -> list[protocol.Event]:
         error = answer.exception()
@@ -322,7 +295,7 @@ class RayCluster:
         self.messages_heard[worker] = num_heard
         if not is_ready:
             self.not_ready.add(worker)
-            self._call(worker, "prepare", "prepare")
+            self._ask_again(worker, "prepare")
         self._ask_again(worker, "next_messages")
         self.heartbeats.begin(worker, node, self.now)
 
@@ -366,7 +339,7 @@ class RayCluster:
             case "beat":
                 self.heartbeats.ask(worker, self.now)
             case _:
-                self._call(worker, asked, asked)
+                self._call(worker, asked, asked, self.job)
 
     def _drop(self, worker: str) -> None:
         actor = self.actors.pop(worker, None)

@@ -16,7 +16,7 @@ from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fairseq_ray_plugin import residence
+from fairseq_ray_plugin import head, residence
 from fairseq_ray_plugin.report import status_line
 from fairseq_ray_plugin.report.sayings import Place, Told
 
@@ -40,13 +40,34 @@ FAREWELL_LIMIT_S = 10.0
 MOST_FOLLOWERS = 32
 
 
-def run(plan: residence.Plan) -> int:
+def run(plan: residence.Plan, loop: Any = None) -> int:
     """Train as planned, in a new loop, or follow the one that does; returns the exit code.
+
+    Args:
+        loop: that of this run, which waits for the plan; None: there is none yet.
 
     Raises:
         ValueError: a run with other options has this save dir.
         ConnectionError: the loop that has it does not answer.
     """
+    there = None
+    try:
+        if loop is None and (there := _living(plan)) is None:
+            loop = start(plan.save_dir, plan.job.name)
+        if there is None:
+            residence.keep(plan)
+    except BaseException:
+        head.end_workers(plan.job.name)  # whoever was placed ahead: no loop will
+        raise
+    if there is None:
+        return follow(loop, Place("", 0))
+    head.end_workers(plan.job.name)
+    logger.info("the run for %s lives: following it", plan.save_dir)
+    return follow(there, None)
+
+
+def _living(plan: residence.Plan) -> Any:
+    """The loop that has this save dir, and trains as planned; None: there is none."""
     end = time.monotonic() + FAREWELL_LIMIT_S
     while (there := find(plan.save_dir)) is not None:
         try:
@@ -54,8 +75,7 @@ def run(plan: residence.Plan) -> int:
         except RayActorError:  # it has just gone
             options, is_over = "", True
         if not is_over and options == plan.options:
-            logger.info("the run for %s lives: following it", plan.save_dir)
-            return follow(there, None)
+            return there
         if not is_over or time.monotonic() > end:
             raise ValueError(
                 f"--save-dir {plan.save_dir}: a run with other options has it; to follow it: "
@@ -63,7 +83,7 @@ def run(plan: residence.Plan) -> int:
             )
         ray.kill(there, no_restart=True)
         time.sleep(ASK_AGAIN_S)  # until its name is free
-    return follow(_start(plan), Place("", 0))
+    return None
 
 
 def attach(save_dir: str) -> int:
@@ -101,13 +121,17 @@ def _ask(there: Any) -> tuple[str, bool]:
             time.sleep(ASK_AGAIN_S)
 
 
-def _start(plan: residence.Plan) -> Any:
-    key = residence.keep(plan)
+def start(save_dir: str, run: str) -> Any:
+    """A loop that waits for the plan of that run.
+
+    Raises:
+        ValueError: another one has that save dir.
+    """
     try:
         return (
             ray.remote(residence.Residence)
             .options(
-                name=residence.name_for(plan.save_dir),
+                name=residence.name_for(save_dir),
                 lifetime="detached",
                 num_cpus=0,
                 memory=1,  # Ray puts an actor that takes nothing anywhere, whatever is preferred
@@ -118,13 +142,10 @@ def _start(plan: residence.Plan) -> Any:
                     ray.get_runtime_context().get_node_id(), soft=True
                 ),
             )
-            .remote(key)
+            .remote(run)
         )
     except ValueError as error:  # another command was faster
-        residence.forget(key)
-        raise ValueError(
-            f"--save-dir {plan.save_dir}: another run has just started there"
-        ) from error
+        raise ValueError(f"--save-dir {save_dir}: another run has just started there") from error
 
 
 def follow(there: Any, place: Place | None) -> int:

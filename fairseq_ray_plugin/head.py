@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 
 from fairseq_ray_plugin.assignment import Found
-from fairseq_ray_plugin.surveyor import Survey
+from fairseq_ray_plugin.surveyor import Bundles, Survey
 
 NAMESPACE = "fairseq_ray_plugin"
 """Ray's, for all actors of all runs."""
@@ -90,6 +90,13 @@ def survey() -> Survey:
     draining = {n: at_ms / 1000 for n, at_ms in ray_state.state.get_draining_nodes().items()}
     there = {node: amounts for node, amounts in free.items() if node in daemons}
     return Survey(there, draining, daemons)
+
+
+def request(bundles: Bundles) -> None:
+    """An autoscaler is to have nodes for so much, in all."""
+    from ray.autoscaler import sdk  # not needed by workers, whose start is waited for
+
+    sdk.request_resources(bundles=bundles)
 
 
 def reason_of(text: str) -> str:

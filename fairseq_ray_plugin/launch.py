@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.util
 import logging
 import math
 import os
 import pickle
-import secrets
 import sys
 import types
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from fairseq_ray_plugin import driver, usage, watching
-from fairseq_ray_plugin.assignment import Job
+from fairseq_ray_plugin import driver, early, usage, watching
+from fairseq_ray_plugin.assignment import Job, Site
 from fairseq_ray_plugin.checkpoints import claim, claim_places, stores
 from fairseq_ray_plugin.connecting import connect
 from fairseq_ray_plugin.holding import Unusable, hold, whole_name
@@ -27,34 +27,16 @@ from fairseq_ray_plugin.options import (
     add_ray_args,
     last_checkpoint,
     mini_batches_per_update,
+    most_ranks,
     refuse_sharded_states,
 )
 from fairseq_ray_plugin.report import journal
 from fairseq_ray_plugin.worker import terminal, user_code
 
+if TYPE_CHECKING:
+    from fairseq_ray_plugin.ahead import Ahead
+
 logger = logging.getLogger(__name__)
-
-FORWARDED = (
-    *("GLOO_", "TORCH_", "PYTORCH_", "WANDB_", "FAIRSEQ_"),
-    # for GPUs, and the networks between them: InfiniBand, EFA, and NCCL's plugins
-    *("NCCL_", "CUDA_", "CUBLAS", "CUDNN_", "NVIDIA_TF32_OVERRIDE", "NVTE_"),
-    *("FI_", "OFI_NCCL_", "RDMAV_", "IBV_", "UCX_"),
-    # where a store is, and how it is spoken to; who may is each node's own
-    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"),
-)
-"""Environment variables with these beginnings go from the driver to every worker."""
-
-OF_A_NODE = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "CUDA_MPS_")
-"""But not these: Ray gives each worker its GPU, and paths are each node's own."""
-
-
-def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of the driver's environment every worker has, too."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(FORWARDED) and not name.startswith(OF_A_NODE)
-    }
 
 
 def cli_main() -> None:
@@ -64,35 +46,24 @@ def cli_main() -> None:
     from fairseq_ray_plugin import compat
 
     compat.require_fairseq()
-    _refuse_early()
-    compat.apply()
-    import fairseq_cli.train
+    ahead = early.begin()
+    try:
+        gc.disable()  # what is imported stays, and looking through it for garbage takes its time
+        compat.apply()
+        import fairseq_cli.train
 
-    register(default_address="auto")
-    fairseq_cli.train.cli_main()
+        register("auto", ahead)
+        fairseq_cli.train.cli_main()
+    except BaseException:
+        if ahead is not None:
+            ahead.end()
+        raise
 
 
 def _answer(line: str) -> None:
     exit_code = usage.answer(sys.argv[1:], line)
     if exit_code is not None:
         sys.exit(exit_code)
-
-
-def _refuse_early() -> None:
-    """A save dir in use, or a store that is not there, is refused before fairseq is imported."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--save-dir", default="checkpoints")  # fairseq's default
-    args, rest = parser.parse_known_args()
-    if {"-h", "--help"} & set(rest):
-        return
-    try:
-        claim.refuse_if_in_use(claim_places.place_of(args.save_dir), stores.shown(args.save_dir))
-    except (claim.InUse, stores.StoreError) as error:
-        _exit(error)
-    except OSError as error:
-        if stores.is_url(args.save_dir):
-            _exit(error)
-        # of a disk it is said when the claim is made
 
 
 def hydra_cli_main() -> None:
@@ -129,28 +100,23 @@ def _attach_if_asked() -> None:
         level=os.environ.get("LOGLEVEL", "INFO").upper(),
         stream=sys.stdout,
     )
-    _print_ranks_lines_as_they_are()
+    early.print_ranks_lines_as_they_are()
     try:
         connect(args.ray_address, may_start=False)
         from fairseq_ray_plugin import following
 
         exit_code = following.attach(args.ray_attach)
     except (ConnectionError, ValueError) as error:
-        _exit(error)
+        usage.refuse(error)
     sys.exit(exit_code)
 
 
-def _print_ranks_lines_as_they_are() -> None:
-    """Every rank's line counts, and looks as fairseq wrote it; Ray reads this when imported."""
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
-
-
-def register(default_address: str | None = None) -> None:
+def register(default_address: str | None = None, ahead: Ahead | None = None) -> None:
     """fairseq's training parser has our options, and what they ask for happens on Ray.
 
     Args:
         default_address: --ray-address when it is not given; None leaves stock training as it is.
+        ahead: what was begun before fairseq was imported.
     """
     from fairseq import options
 
@@ -179,7 +145,7 @@ def register(default_address: str | None = None) -> None:
             return convert(args)
 
         module.convert_namespace_to_omegaconf = remember
-    _route_to_ray(lambda: asked[0] if asked else None)
+    _route_to_ray(lambda: asked[0] if asked else None, ahead)
 
 
 def _training_modules() -> list[Any]:
@@ -191,7 +157,9 @@ def _training_modules() -> list[Any]:
     return [module for module in modules if module is not None]
 
 
-def _route_to_ray(config_of_run: Callable[[], ElasticConfig | None]) -> None:
+def _route_to_ray(
+    config_of_run: Callable[[], ElasticConfig | None], ahead: Ahead | None = None
+) -> None:
     from fairseq.distributed import utils as distributed_utils
 
     call_main = distributed_utils.call_main
@@ -201,7 +169,9 @@ def _route_to_ray(config_of_run: Callable[[], ElasticConfig | None]) -> None:
         config = config_of_run()
         if config is None or config.ray_address is None:
             return call_main(cfg, main, **kwargs)
-        exit_code = run_fault_tolerant_loop(cfg, config)
+        gc.freeze()
+        gc.enable()
+        exit_code = run_fault_tolerant_loop(cfg, config, ahead)
         if exit_code:
             sys.exit(exit_code)
         return None
@@ -218,19 +188,15 @@ def _config_or_exit(args: argparse.Namespace) -> ElasticConfig:
             raise ValueError("--ray-attach: the command is fairseq-ray-train --ray-attach SAVE_DIR")
         return config
     except ValueError as error:
-        _exit(error)
+        usage.refuse(error)
 
 
-def _exit(error: Exception) -> NoReturn:
-    print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
+def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig, ahead: Ahead | None = None) -> int:
     """Train as `cfg` says, on whatever Ray has, until the end; returns the exit code.
 
     Args:
         cfg: fairseq's configuration (FairseqConfig), as `fairseq-train` would use it.
+        ahead: what was begun before it was there.
     """
     from fairseq_ray_plugin.compat import defects
 
@@ -251,25 +217,25 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
         if not stores.is_url(save_dir):
             journal.Journal(save_dir)  # there is no use in training without a save dir
     except (ValueError, OSError, claim.InUse, stores.StoreError) as error:
-        _exit(error)
-    _print_ranks_lines_as_they_are()
+        usage.refuse(error)
+    early.print_ranks_lines_as_they_are()
     import ray
 
     from fairseq_ray_plugin import following, residence
 
     try:
-        where = connect(config.ray_address)
+        where = connect(config.ray_address) if ahead is None else ahead.where
     except ConnectionError as error:
-        _exit(error)
+        usage.refuse(error)
     logger.info("training on %s", where)
     if not config.cpu and where.startswith("local") and not ray.cluster_resources().get("GPU"):
         logger.warning("this machine has no GPU: training on its CPUs, as with --cpu")
         config = dataclasses.replace(config, cpu=True)
         cfg.common.cpu = True
-    limits = [limit for limit in (config.max_workers, groups and max(groups)) if limit]
-    max_ranks = min(limits) if limits else None
+    max_ranks = most_ranks(config, cfg.dataset.batch_size, cfg.dataset.max_tokens)
     terminal.announce(cfg.common)
-    job = _job(cfg, config, groups)
+    site = ahead.take(config) if ahead is not None else None
+    job = _job(cfg, config, groups, site or early.site_for(config))
     if where.startswith("local"):  # which ends with this process, whatever lives there
         exit_code = _train_here(job, config, max_ranks, cfg.checkpoint.save_dir)
     else:
@@ -281,9 +247,9 @@ def run_fault_tolerant_loop(cfg: Any, config: ElasticConfig) -> int:
             options=_digest(cfg, config),
         )
         try:
-            exit_code = following.run(plan)
+            exit_code = following.run(plan, ahead.loop if ahead is not None else None)
         except (ConnectionError, ValueError) as error:
-            _exit(error)
+            usage.refuse(error)
     # as at the interpreter's exit: it waits for the last lines of the ranks of a local Ray
     ray.shutdown(_exiting_interpreter=where.startswith("local"))
     return exit_code
@@ -301,7 +267,7 @@ def _train_here(job: Job, config: ElasticConfig, max_ranks: int | None, save_dir
                     cluster, config, max_ranks, held.journal, held.claim, watchers=watchers
                 )
     except Unusable as error:
-        _exit(error)
+        usage.refuse(error)
 
 
 def _digest(cfg: Any, config: ElasticConfig) -> str:
@@ -327,25 +293,21 @@ def _refuse_lost_positions(cfg: Any, config: ElasticConfig) -> None:
             )
 
 
-def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None) -> Job:
+def _job(cfg: Any, config: ElasticConfig, groups: tuple[int, ...] | None, site: Site) -> Job:
     user_dir = find_user_dir(cfg.common.user_dir)
     packed, not_sent = _pack(user_dir, cfg) if user_dir else (None, "")
     return Job(
-        run_id=secrets.token_hex(16),
+        **{field.name: getattr(site, field.name) for field in dataclasses.fields(site)},
         cfg=pickle.dumps(cfg),
         groups=groups,
         restart_epoch=config.restart_epoch,
         drops_batches=config.fix_batch_size is None or config.allow_dropped_batches,
         snapshot_updates=config.snapshot_updates,
-        threads=config.cpus_per_worker,
-        working_dir=os.getcwd(),
-        python_path=tuple(path for path in os.environ.get("PYTHONPATH", "").split(":") if path),
         user_dir=user_dir,
         user_dir_zip=packed,
         user_dir_not_sent=not_sent,
         last_checkpoint=_path_of_last(cfg.checkpoint),
         store=cfg.checkpoint.save_dir if stores.is_url(cfg.checkpoint.save_dir) else "",
-        environment=forwarded(os.environ),
     )
 
 

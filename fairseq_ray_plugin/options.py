@@ -57,7 +57,7 @@ class ElasticConfig:
             )
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> ElasticConfig:
+    def from_args(cls, args: argparse.Namespace, cpu: bool = False) -> ElasticConfig:
         """The configuration that parsed arguments ask for.
 
         Raises:
@@ -74,6 +74,7 @@ class ElasticConfig:
             snapshot_updates=args.ray_snapshot_updates,
             allow_dropped_batches=args.ray_allow_dropped_batches,
             restart_epoch=args.ray_restart_epoch or args.ray_min_workers == args.ray_max_workers,
+            cpu=cpu,
         )
 
 
@@ -198,6 +199,18 @@ def mini_batches_per_update(
                 f"take {near}"
             )
     return tuple(total // per_mini_batch for total in fix_batch_size)
+
+
+def most_ranks(config: ElasticConfig, batch_size: int | None, max_tokens: int | None) -> int | None:
+    """More workers would have nothing to do, or are not wanted; None: there is no limit.
+
+    Args:
+        batch_size, max_tokens: as for `mini_batches_per_update`, which may raise.
+    """
+    limits = [] if config.max_workers is None else [config.max_workers]
+    if config.fix_batch_size is not None:
+        limits += [max(mini_batches_per_update(config.fix_batch_size, batch_size, max_tokens))]
+    return min(limits, default=None)
 
 
 def refuse_sharded_states(distributed: Any) -> None:

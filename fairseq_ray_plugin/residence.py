@@ -38,6 +38,9 @@ LAST_LINES_S = 0.5
 LINGER_S = 60.0
 """For how long it is said how the run ended, where nobody has heard it."""
 
+PLAN_LIMIT_S, PLAN_LOOK_S = 120.0, 0.03
+"""How long the command may take to say what to train, and how often is looked whether it has."""
+
 FAREWELL_S = 1.0
 """How long others who follow the run have to hear it, too."""
 
@@ -64,43 +67,57 @@ def name_for(save_dir: str) -> str:
     return "loop-" + hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
-def keep(plan: Plan) -> str:
-    """A plan is where the actor finds it whenever it starts; returns its key.
+def keep(plan: Plan) -> None:
+    """A plan is where the actor finds it whenever it starts.
 
     Ray would keep a large argument of the actor's in the memory of the command, which may be gone.
     """
-    key = f"plan-{plan.job.name}"
-    internal_kv._internal_kv_put(key.encode(), pickle.dumps(plan), namespace=_KEYS)
-    return key
+    key = _plan_of(plan.job.name)
+    internal_kv._internal_kv_put(key, pickle.dumps(plan), namespace=_KEYS)
 
 
-def forget(key: str) -> None:
-    """The run of that plan is over."""
-    for name in (key, _signals_of(key)):
-        internal_kv._internal_kv_del(name.encode(), namespace=_KEYS)
+def forget(run: str) -> None:
+    """A run is over."""
+    for key in (_plan_of(run), _signals_of(run)):
+        internal_kv._internal_kv_del(key, namespace=_KEYS)
 
 
-def _signals_of(key: str) -> str:
+def _plan_of(run: str) -> bytes:
+    return f"plan-{run}".encode()
+
+
+def _signals_of(run: str) -> bytes:
     """The key of the signals that a run has been told: who told it may be gone, and so may we."""
-    return f"{key}-signals"
+    return f"plan-{run}-signals".encode()
+
+
+def _await_plan(run: str) -> Plan:
+    end = time.monotonic() + PLAN_LIMIT_S
+    while (packed := internal_kv._internal_kv_get(_plan_of(run), namespace=_KEYS)) is None:
+        if time.monotonic() > end:
+            raise Unusable("the command has gone before it had said what to train")
+        time.sleep(PLAN_LOOK_S)
+    plan: Plan = pickle.loads(packed)
+    return plan
 
 
 class Residence:
     """The actor: a control loop in one thread, and who follows it in others.
 
     Args:
-        key: of its plan.
+        run: its name; the plan may be there later.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, run: str) -> None:
         # as for a worker: sent to all processes of a step, it is the followers' to deal with
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(signal.SIG_IGN))
         with contextlib.suppress(OSError):  # Ray runs workers at nice 15; the command was at 0
             os.setpriority(os.PRIO_PROCESS, 0, 0)
-        self.key = key
-        self.plan: Plan = pickle.loads(internal_kv._internal_kv_get(key.encode(), namespace=_KEYS))
+        self.run = run
+        self.plan: Plan
+        self.has_plan = threading.Event()
         self.sayings = Sayings()
-        signals = internal_kv._internal_kv_get(_signals_of(key).encode(), namespace=_KEYS)
+        signals = internal_kv._internal_kv_get(_signals_of(run), namespace=_KEYS)
         self.asked = Asked(list(signals or b""))
         self.is_told = threading.Event()
         ours = logging.getLogger("fairseq_ray_plugin")
@@ -112,6 +129,7 @@ class Residence:
 
     def options(self) -> str:
         """A digest of the options of the command that started the run."""
+        self.has_plan.wait()
         return self.plan.options
 
     def is_over(self) -> bool:
@@ -125,9 +143,7 @@ class Residence:
             signals: all that the one who asks has received.
         """
         if self.asked.hear(signals):
-            internal_kv._internal_kv_put(
-                _signals_of(self.key).encode(), bytes(signals), namespace=_KEYS
-            )
+            internal_kv._internal_kv_put(_signals_of(self.run), bytes(signals), namespace=_KEYS)
         told = self.sayings.tell(place, limit_s)
         if told.exit_code is not None:
             self.is_told.set()
@@ -155,10 +171,13 @@ class Residence:
     def _live(self) -> None:
         exit_code = 1
         try:
+            self.plan = _await_plan(self.run)
+            self.has_plan.set()
             exit_code = self._train()
         except Unusable as error:
             exit_code = 2
             logger.error("%s", error)
+            head.end_workers(self.run)  # which were placed ahead
         except KeyboardInterrupt:
             exit_code = 128 + max(self.asked.signals, default=signal.SIGINT)
         except BaseException:
@@ -168,7 +187,7 @@ class Residence:
         self.is_told.wait(LINGER_S)
         time.sleep(FAREWELL_S)
         threading.Timer(5, os._exit, (0,)).start()  # where Ray's head is gone
-        forget(self.key)
+        forget(self.run)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _train(self) -> int:

@@ -53,10 +53,16 @@ class Surveyor:
     Args:
         survey: asks the head; both may raise, or never return.
         request: an autoscaler is to have nodes for so much.
+        on_survey: called in the thread after each answer.
     """
 
-    def __init__(self, survey: Callable[[], Survey], request: Callable[[Bundles], object]) -> None:
-        self._survey, self._request = survey, request
+    def __init__(
+        self,
+        survey: Callable[[], Survey],
+        request: Callable[[Bundles], object],
+        on_survey: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._survey, self._request, self._on_survey = survey, request, on_survey
         self.latest: Survey | None = None
         self.count = 0
         """Answers so far."""
@@ -81,13 +87,14 @@ class Surveyor:
         while True:
             is_over = self._is_over.is_set()
             try:
+                if not is_over:  # first: a run waits for it to begin
+                    self.latest = self._survey()
+                    self.count += 1
+                    self._on_survey()
                 wanted = self._wanted
                 if wanted != self._requested:
                     self._request(wanted)
                     self._requested = wanted
-                if not is_over:
-                    self.latest = self._survey()
-                    self.count += 1
             except Exception as error:
                 logger.debug("the cluster's head does not answer: %r", error)
             if is_over:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NoReturn
 
 from fairseq_ray_plugin.options import add_ray_args
 
@@ -19,6 +21,12 @@ HYDRA = (
 )
 
 HELP_RAY = "--help-ray"
+
+
+def refuse(error: Exception) -> NoReturn:
+    """The command ends in one line, as for any option that is wrong."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def answer(arguments: Sequence[str], usage: str) -> int | None:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from runs import RECORDER, Run, ray_train
 
 import fairseq_ray_plugin
-from fairseq_ray_plugin import launch
+from fairseq_ray_plugin import early
 from fairseq_ray_plugin.assignment import Job
 from fairseq_ray_plugin.checkpoints import claim_places
 from fairseq_ray_plugin.protocol import Ready
@@ -99,7 +99,7 @@ def test_a_store_that_is_not_there_is_refused_before_anything_starts(
 
 def test_where_a_store_is_goes_to_the_nodes_and_who_may_does_not():
     def is_sent(name):
-        return bool(launch.forwarded({name: "x"}))
+        return bool(early.forwarded({name: "x"}))
 
     assert all(map(is_sent, ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION")))
     secret = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -118,7 +118,7 @@ def test_settings_for_gpus_and_their_networks_go_to_the_nodes_and_what_is_each_n
         *("RDMAV_FORK_SAFE", "OFI_NCCL_PROTOCOL"),
     }
     own = {"CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_MPS_PIPE_DIRECTORY", "HOME"}
-    assert sent == set(launch.forwarded(dict.fromkeys(sent | own, "x")))
+    assert sent == set(early.forwarded(dict.fromkeys(sent | own, "x")))
 
 
 def where_no_cluster_is_seen():
@@ -260,7 +260,7 @@ def test_the_users_own_code_is_shipped_to_nodes_that_do_not_have_it(tmp_path, mo
             environment={},
         )
         worker = WorkerOfThisMachine(job)
-        await worker.prepare()
+        await worker.prepare(job)
         messages = await asyncio.wait_for(worker.next_messages(0, 60), 60)
         await worker.stop()
         return messages, worker.user_dir

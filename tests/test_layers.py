@@ -52,6 +52,7 @@ ORDER = (
     "doubts",
     "head",
     "heartbeats",
+    "placing",
     "distributed",
     "metrics",
     "watching",
@@ -61,6 +62,8 @@ ORDER = (
     "following",
     "connecting",
     "usage",
+    "ahead",
+    "early",
     "launch",
     "__main__",
 )
@@ -98,11 +101,13 @@ def test_only_these_rooms_import_ray():
     assert {
         "aws",
         "head",
+        "placing",
         "distributed",
         "metrics",
         "residence",
         "following",
         "connecting",
+        "ahead",
         "launch",
     } >= users
 

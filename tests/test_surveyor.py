@@ -18,7 +18,7 @@ def quick(monkeypatch):
 
 
 def test_what_is_wanted_is_asked_for_once_and_again_where_that_failed():
-    asked, is_quiet = [], threading.Event()
+    asked, heard, is_quiet = [], [], threading.Event()
 
     def request(bundles):
         asked.append(bundles)
@@ -30,8 +30,8 @@ def test_what_is_wanted_is_asked_for_once_and_again_where_that_failed():
             is_quiet.set()
         return EMPTY
 
-    ours = Surveyor(survey, request)
-    while ours.count == 0:
+    ours = Surveyor(survey, request, lambda: heard.append(len(asked)))
+    while not asked:
         time.sleep(0.001)
     ours.want([BUNDLE])
     assert is_quiet.wait(10)
@@ -41,6 +41,7 @@ def test_what_is_wanted_is_asked_for_once_and_again_where_that_failed():
     assert [[], [BUNDLE], [BUNDLE]] == asked
     ours.close()
     assert [] == asked[-1], "nothing is wanted any more"
+    assert 0 == heard[0] and ours.count == len(heard), "each answer is told, the first at once"
 
 
 def test_a_head_that_never_answers_is_not_waited_for():

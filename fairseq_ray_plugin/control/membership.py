@@ -170,7 +170,7 @@ def _start(s: Step, ready: list[str], source: Copy | None) -> None:
     else:
         standby.stand_down(s)
         home = source.place.node if source and isinstance(source.place, InMemory) else None
-        generation = s.next_generation()
+        generation = standby.next_generation(s)
         ranks = standby.rank_order(s, ready, home)[: s.max_ranks]
     for rank, name in enumerate(ranks):
         s.set_worker(

@@ -56,7 +56,7 @@ def call(s: Step, names: Sequence[str], home: str | None) -> None:
         if there.ranks == ranks or (not there.is_lost and _serves(s, there, ranks, home)):
             return
         stand_down(s)
-    generation = s.next_generation()
+    generation = next_generation(s)
     s.set(standby=Standby(generation, ranks, s.now), newest=generation)
     s.actions.append(StandBy(generation, ranks))
 
@@ -67,6 +67,11 @@ def _serves(s: Step, there: Standby, ranks: Sequence[str], home: str | None) -> 
     old = {name for name in ranks if s.is_in_generation(name)}
     is_home = s.workers[there.ranks[0]].node == home
     return is_home and old <= have <= wanted and (have != old or old == wanted)
+
+
+def next_generation(s: Step) -> int:
+    """A number that no rank has been told of."""
+    return max(s.state.generation, s.state.newest) + 1
 
 
 def stand_down(s: Step) -> None:

@@ -306,10 +306,6 @@ class Step:
         names = self.workers.names[standing]
         return [name for name in self.state.ranks if name in names] if names else []
 
-    def next_generation(self) -> int:
-        """A number that no rank has been told of."""
-        return max(self.state.generation, self.state.newest) + 1
-
     def usable(self) -> list[str]:
         """Workers that could run a rank in a generation that starts now."""
         nodes: dict[str, bool] = {}

@@ -42,6 +42,8 @@ def take_over(
     """
     if lines and "exit_code" in lines[-1]:  # it died when all had been said and done
         return State(phase=Over()), [End(lines[-1]["exit_code"], lines[-1]["cause"])]
+    if not lines and not any(there.is_ready for there in found.values()):
+        return _begin_with(found, now), []
     told = max([f.newest for f in found.values()] + [line["generation"] for line in lines] + [0])
     update = max([f.update for f in found.values()] + [line["update"] or 0 for line in lines] + [0])
     # a number that nobody was told of: what the other loop said and is still on its way is void
@@ -69,6 +71,17 @@ def take_over(
         kind=EventKind.TAKEN_OVER, generation=generation, world_size=len(ranks), update=update
     )
     return state, [Log(event), *(Tell(name, Hold(generation, at_once)) for name in ranks)]
+
+
+def _begin_with(found: Mapping[str, Found], now: float) -> State:
+    """There was no other loop: the command has placed them, for they take longest to be ready."""
+    workers, since = Roster(), now
+    for name, there in found.items():
+        workers[name] = Worker(there.node, Standing.STARTING, now - there.age_s)
+        since = min(since, now - there.age_s)
+    return State(
+        phase=Gathering(since), workers=workers, num_placed=1 + max(map(_number, found), default=-1)
+    )
 
 
 def _by_rank(found: Mapping[str, Found]) -> tuple[str, ...]:

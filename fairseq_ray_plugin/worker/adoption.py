@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from fairseq_ray_plugin.assignment import Found
@@ -17,7 +18,7 @@ def found(worker: Worker) -> Found:
     to_come = worker.standby.generation if worker.standby is not None else 0
     return Found(
         node=worker.get_node_id(),
-        is_ready=worker.server is not None and worker.server.is_ready,
+        is_ready=worker.server.is_ready,
         num_heard=said.num_forgotten,
         newest=max(worker.generation, worker.void, to_come),
         generation=worker.generation,
@@ -27,6 +28,7 @@ def found(worker: Worker) -> Found:
         update=said.update,
         pid=worker.pid,
         gpu=worker.gpu,
+        age_s=time.monotonic() - worker.since,
         snapshots=tuple(
             copy
             for path, copy in said.snapshots.items()

@@ -1,7 +1,8 @@
 """A process that has made all ready, and forks a training process in 20 ms.
 
-Imports cost 3 to 7 s, so each worker pays them once, here. Started as `python -m
-fairseq_ray_plugin.worker.forkserver FD`, where FD is its connection to the worker. It has one
+Imports cost seconds, so each worker pays them once, here. Started as `python -m
+fairseq_ray_plugin.worker.forkserver FD WORKING_DIR PYTHON_PATH...`, where FD is its connection to
+the worker: what every training needs is imported before it is known which it will be. It has one
 training process at a time: a new one ends the old, and all that it has started (`family.py`).
 Another may stand by beside it, until it takes its place.
 (multiprocessing's own forkserver would import the main module of its parent, a Ray worker, in every
@@ -19,7 +20,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import Any
@@ -53,22 +54,27 @@ END_LIMIT_S = 10.0
 """And before the next rank begins: a driver may take seconds to give back a GPU."""
 
 
-def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
+def main(
+    make_ready: Callable[[Preload, Callable[[], None]], Run],
+    import_ahead: Callable[[str, Sequence[str]], object] = lambda *_: None,
+) -> None:
     """Serve the worker until it wants no more.
 
     Args:
         make_ready: imports everything, says so by calling its second argument, and makes what
             ranks inherit; what it raises is the worker's `Unfit`.
+        import_ahead: imports what can be before that is known; likewise.
     """
     connection = Connection(int(sys.argv[1]))
     _die_with_parent()  # who imports does not listen
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group, they are the driver's
     try:
-        preload = connection.recv()
-    except EOFError:
-        return  # the worker is gone
-    try:
+        import_ahead(sys.argv[2], sys.argv[3:])
+        try:
+            preload = connection.recv()
+        except EOFError:
+            return  # the worker is gone
         run = make_ready(preload, lambda: connection.send(Imported()))
     except BaseException:
         connection.send(Unfit(f"it cannot import what it needs:\n{traceback.format_exc()}"))
@@ -77,21 +83,36 @@ def main(make_ready: Callable[[Preload, Callable[[], None]], Run]) -> None:
     _serve(connection, run)
 
 
-def import_fairseq(preload: Preload) -> Any:
-    """All that training needs is imported; returns its configuration, which is complete."""
-    if os.path.isdir(preload.working_dir):
-        os.chdir(preload.working_dir)
-    sys.path[:0] = [path for path in preload.python_path if path not in sys.path]
+def import_ahead(working_dir: str, python_path: Sequence[str]) -> None:
+    """What every training needs is imported.
+
+    Args:
+        working_dir, python_path: as in `Preload`.
+    """
+    gc.disable()  # what is imported stays: looking through it again and again takes half a second
+    if os.path.isdir(working_dir):
+        os.chdir(working_dir)
+    sys.path[:0] = [path for path in python_path if path not in sys.path]
     # torch.cuda.is_available() would otherwise touch CUDA, and no child could use it then
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     from fairseq_ray_plugin import compat
+    from fairseq_ray_plugin.worker import sparing
 
     compat.apply()
-    import fairseq_cli.train
-    import torch._dynamo  # noqa: F401  (torch would in each rank, which takes over a second)
-    from omegaconf import OmegaConf
+    sparing.spare_the_compiler()
+    import fairseq_cli.train  # noqa: F401
 
     from fairseq_ray_plugin.worker import rank, writer  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def import_fairseq(preload: Preload) -> Any:
+    """All that this training needs is imported; returns its configuration, which is complete."""
+    import_ahead(preload.working_dir, preload.python_path)
+    import fairseq_cli.train
+    from omegaconf import OmegaConf
 
     if preload.user_dir is not None:
         from fairseq.utils import import_user_module
@@ -273,4 +294,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(make_fairseq_ready)
+    main(make_fairseq_ready, import_ahead)

@@ -19,6 +19,24 @@ def listen(host: str) -> socket.socket:
         return socket.create_server(("", 0), family=family)
 
 
+class Door:
+    """A listening socket that is kept open for rank 0's process to take over."""
+
+    def __init__(self) -> None:
+        self.listener: socket.socket | None = None
+
+    def open(self, host: str) -> int:
+        """Another one, at an address of this node; returns its port."""
+        if self.listener is not None:
+            self.listener.close()
+        self.listener = listen(host)
+        return int(self.listener.getsockname()[1])
+
+    def take(self) -> socket.socket | None:
+        listener, self.listener = self.listener, None
+        return listener
+
+
 def interface(master: str, node_ip: str) -> str | None:
     """The network interface for gloo and NCCL; None: as they find one themselves.
 

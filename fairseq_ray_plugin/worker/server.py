@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 
@@ -18,11 +18,11 @@ from fairseq_ray_plugin.assignment import (
     Fork,
     Forked,
     Imported,
-    Job,
     Kill,
     NotForked,
     Preload,
     Promote,
+    Site,
     WriteCheckpoint,
 )
 from fairseq_ray_plugin.protocol import Ready, StandDown, Unfit
@@ -49,39 +49,41 @@ that it takes for the second one.
 Message = Ready | Unfit | Imported | Forked | NotForked | Exited
 
 
-def environment_of(job: Job) -> dict[str, str]:
+def environment_of(site: Site) -> dict[str, str]:
     """What a server, and the ranks that it forks, have for an environment."""
-    threads = {"OMP_NUM_THREADS": str(job.threads)}
-    return {**KEEPS_MEMORY, **os.environ, **job.environment, **threads}
+    threads = {"OMP_NUM_THREADS": str(site.threads)}
+    return {**KEEPS_MEMORY, **os.environ, **site.environment, **threads}
 
 
 class Server:
     """A process that imports everything once, and forks others that have.
 
     Args:
-        program: what Python runs.
-        on_message: called from the event loop with what it says; `Unfit` where it has died.
+        program: what Python runs; it imports what every training needs.
     """
 
-    def __init__(
-        self,
-        program: Sequence[str],
-        environment: Mapping[str, str],
-        preload: Preload,
-        on_message: Callable[[Message], None],
-    ) -> None:
-        self._on_message = on_message
+    def __init__(self, program: Sequence[str], site: Site) -> None:
         self._connection, end = Pipe()
         self.process = subprocess.Popen(
-            [sys.executable, *program, str(end.fileno())],
+            [sys.executable, *program, str(end.fileno()), site.working_dir, *site.python_path],
             pass_fds=[end.fileno()],
-            env=dict(environment),
+            env=environment_of(site),
         )
         end.close()
-        self._connection.send(preload)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.has_imported = self.is_ready = False
+
+    def prepare(self, preload: Preload, on_message: Callable[[Message], None]) -> None:
+        """It makes all ready for this training.
+
+        Args:
+            on_message: called from the event loop with what it says; `Unfit` where it has died.
+        """
+        self._on_message = on_message
+        with contextlib.suppress(OSError):  # it has died, which is heard of below
+            self._connection.send(preload)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._connection.fileno(), self._hear)
-        self.has_imported = self.is_ready = False
 
     async def hangs(self) -> Unfit | None:
         """Whether it is not ready when it should be, and what it does instead."""
@@ -126,7 +128,8 @@ class Server:
 
     async def close(self) -> None:
         """It ends, and all that it has forked."""
-        self._loop.remove_reader(self._connection.fileno())
+        if self._loop is not None:
+            self._loop.remove_reader(self._connection.fileno())
         self._connection.close()
         if not self.is_ready:  # it imports, and does not listen
             self.process.kill()
@@ -149,7 +152,7 @@ class Server:
         try:
             message = self._connection.recv()
         except (EOFError, OSError):
-            self._loop.remove_reader(self._connection.fileno())
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
             message = Unfit("its preloaded server died")
         self.has_imported = self.has_imported or isinstance(message, Imported)
         self.is_ready = self.is_ready or isinstance(message, Ready)

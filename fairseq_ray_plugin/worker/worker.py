@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import socket
+import time
+from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 
 from fairseq_ray_plugin.assignment import (
@@ -26,6 +27,7 @@ from fairseq_ray_plugin.assignment import (
     NotForked,
     Preload,
     Role,
+    Site,
     Write,
     WriteCheckpoint,
 )
@@ -40,6 +42,7 @@ from fairseq_ray_plugin.protocol import (
     Hold,
     InMemory,
     Missing,
+    Notice,
     Order,
     Publish,
     RankMessage,
@@ -74,21 +77,24 @@ WRITING_S = 60.0
 class Worker:
     """Starts, holds, saves and ends ranks; what they say becomes messages to the driver."""
 
+    job: Job  # which comes with `prepare`: the server begins to import before
+
     server_program: tuple[str, ...] = ("-m", "fairseq_ray_plugin.worker.forkserver")
     """What Python runs as the preloaded server."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, site: Site) -> None:
+        self.since = time.monotonic()
+        self.server = Server(self.server_program, site)
+        self.is_prepared = False
         self.messages = Outbox(self.get_node_id())
         self.writing = Writing(
             self._fork_writer,
             lambda generation, says: self.messages.put(FromRank(generation, says)),
             self._pass_on,
         )
-        self.memory = MemoryFolder(job.run_id, self.get_node_id())
+        self.memory = MemoryFolder(site.run_id, self.get_node_id())
         self.held_to_publish = ""  # name of the state that is held, on its way through memory
-        self.listener: socket.socket | None = None
-        self.server: Server | None = None
+        self.door = meeting.Door()
         self.link: RankLink | None = None
         self.standby: RankLink | None = None
         """To the rank of a generation that has not begun."""
@@ -102,6 +108,7 @@ class Worker:
         self.void = 0
         """The newest generation that was told to hold: starting it now would be too late."""
 
+        self.watches: list[asyncio.Task[object]] = []
         self.pid = 0
         self.rank_ended = asyncio.Event()  # there is none, and its server has said why
         self.rank_ended.set()
@@ -121,11 +128,11 @@ class Worker:
         """The cluster's name for the GPU of this slot; empty where it has none."""
         return ""
 
-    async def prepare(self) -> None:
-        """Start the preloaded server; `Ready` or `Unfit` follows."""
-        if self.server is not None:
+    async def prepare(self, job: Job) -> None:
+        """Make the preloaded server ready for this job; `Ready` or `Unfit` follows."""
+        if self.is_prepared:
             return  # asked again, for it was not known whether this had arrived
-        job = self.job
+        self.job, self.is_prepared = job, True
         if not self.memory.folders:
             self.messages.put(Unfit(f"no folder for snapshots: {'; '.join(self.memory.refusals)}"))
             return
@@ -136,9 +143,7 @@ class Worker:
         except (OSError, ValueError) as error:
             self.messages.put(Unfit(f"--user-dir {job.user_dir}: {error}"))
             return
-        self.server = Server(
-            self.server_program,
-            environment := environment_of(job),
+        self.server.prepare(
             Preload(
                 cfg=job.cfg,
                 working_dir=job.working_dir,
@@ -150,8 +155,8 @@ class Worker:
         )
         for due in deposits.left_behind(self.memory.folders):
             self.writing.add(due)
-        self.asks_gpu = asyncio.create_task(uuid_of(self.get_gpu(), environment))
-        watches = (self._watch_notices(), self._watch_imports())
+        self.asks_gpu = asyncio.create_task(uuid_of(self.get_gpu(), environment_of(job)))
+        watches = (self._say_if(notices.spot_notice()), self._say_if(self.server.hangs()))
         self.watches = [self.asks_gpu, *map(asyncio.create_task, watches)]
 
     def _say_ready(self, asked: asyncio.Task[str]) -> None:
@@ -159,15 +164,9 @@ class Worker:
             self.gpu = asked.result()
             self.messages.put(Ready(self.gpu))
 
-    async def _watch_notices(self) -> None:
-        notice = await notices.spot_notice()
-        if notice is not None:
-            self.messages.put(notice)
-
-    async def _watch_imports(self) -> None:
-        assert self.server is not None
-        if (unfit := await self.server.hangs()) is not None:
-            self.messages.put(unfit)
+    async def _say_if(self, watch: Awaitable[Notice | Unfit | None]) -> None:
+        if (message := await watch) is not None:
+            self.messages.put(message)
 
     async def next_messages(self, num_heard: int, limit_s: float) -> list[WorkerMessage]:
         """What there is to say; waits no longer than that for something.
@@ -195,14 +194,10 @@ class Worker:
             on_one_node: all of them run on this node, and nobody else need reach it.
         """
         host = meeting.LOOPBACK if on_one_node else self.get_node_ip()
-        if self.listener is not None:
-            self.listener.close()
-        self.listener = meeting.listen(host)
-        return host, int(self.listener.getsockname()[1])
+        return host, self.door.open(host)
 
     async def start(self, role: Role, master: tuple[str, int]) -> None:
         """Fork a training process, or let the one go on that stands by; the last one ends."""
-        assert self.server is not None
         if role.generation <= self.void:
             return
         restore = role.restore
@@ -234,13 +229,12 @@ class Worker:
 
     def _stand_down(self) -> None:
         """Who stands by is not wanted."""
-        if self.standby is not None and self.server is not None:
+        if self.standby is not None:
             self.standby.close()
             self.server.stand_down(self.standby.generation)
             self.standby = None
 
     def _fork(self, role: Role, master: tuple[str, int]) -> RankLink:
-        assert self.server is not None
         assignment = Assignment.of(
             self.job,
             role,
@@ -251,17 +245,14 @@ class Worker:
             passage=self.memory.own("restored"),
             interface=meeting.interface(master[0], self.get_node_ip()),
         )
-        listener = self.listener if role.rank == 0 and role.world_size > 1 else None
+        listener = self.door.take() if role.rank == 0 and role.world_size > 1 else None
         connection = self.server.fork(assignment, listener)
-        if listener is not None:
-            self.listener = None
         return RankLink(role.generation, connection, self._hear_rank)
 
     def _snapshot_updates(self, role: Role) -> int | None:
         return self.job.snapshot_updates if role.keeps_snapshots else 0
 
     def _fork_writer(self, order: WriteCheckpoint) -> Connection:
-        assert self.server is not None
         job = self.job
         order = dataclasses.replace(order, claim=job.claim, store=job.store)
         if job.store:
@@ -312,7 +303,6 @@ class Worker:
 
     def _end_unanswering(self, generation: int) -> None:
         if generation == self.generation and self.link is not None and not self.answered:
-            assert self.server is not None
             self.server.kill_rank()
 
     async def _save(self, as_checkpoint: bool) -> None:
@@ -340,10 +330,9 @@ class Worker:
         if self.standby is not None:
             self.standby.close()
         self.writing.close()
-        if self.server is not None:
-            for watch in self.watches:
-                watch.cancel()
-            await self.server.close()
+        for watch in self.watches:
+            watch.cancel()
+        await self.server.close()
         self.memory.release()
 
     def _say(self, message: RankMessage) -> None:

@@ -16,6 +16,7 @@ from fairseq_ray_plugin.protocol import (
     InMemory,
     InSaveDir,
     Observation,
+    Place,
     Ready,
     Save,
     Saved,
@@ -140,3 +141,19 @@ def test_of_two_snapshots_of_an_update_the_one_counts_that_the_other_loop_kept(o
     there = (other, kept)[::order]
     state, _ = take_over({"worker-0": found(snapshots=there)}, [line("started")], 5.0)
     assert {"node-0": kept} == state.snapshots and (other,) == state.superseded
+
+
+def test_workers_that_were_placed_before_there_was_a_loop_are_no_takeover():
+    """They have waited already, and are waited for no longer than if it had placed them."""
+    fresh = {"is_ready": False, "num_heard": 0, "newest": 0, "generation": 0, "rank": -1}
+    fresh |= {"world_size": 0, "is_at_rest": True, "update": 0, "pid": 0}
+    ahead = {f"worker-{n}": found(n, **fresh, age_s=2.0 - n) for n in range(2)}
+    state, actions = take_over(ahead, [], 10.0)
+    assert [] == actions and 0 == state.generation
+    assert Gathering(8.0) == state.phase and [8.0, 9.0] == [w.since for w in state.workers.values()]
+    ready = tuple(Heard(name, Ready()) for name in ahead)
+    state, actions = loop.step(state, Observation(now=10.1, events=ready), ElasticConfig())
+    (start,) = [action for action in actions if isinstance(action, Start)]
+    assert (1, tuple(ahead), None) == (start.generation, start.ranks, start.source)
+    seen = Observation(now=11.0, room={"node-2": 1})
+    assert [Place("worker-2", "node-2")] == loop.step(state, seen, ElasticConfig())[1]

@@ -9,7 +9,7 @@ import ray
 import torch
 from runs import ray_train
 
-from fairseq_ray_plugin import distributed, head, residence
+from fairseq_ray_plugin import head, placing, residence
 
 FIXED = (*data.MASKED_LM, "--fix-batch-size", "8", "--disable-validation")
 
@@ -26,11 +26,11 @@ def test_workers_that_nobody_asks_anything_end_with_all_they_have(tmp_path, engl
         ray.kill(ray.get_actor(residence.name_for(str(run.save_dir))), no_restart=True)
         begin = time.monotonic()
         while any(psutil.pid_exists(pid) for pid in pids) or ray.util.list_named_actors():
-            assert time.monotonic() < begin + distributed.UNASKED_LIMIT_S + 30
+            assert time.monotonic() < begin + placing.UNASKED_LIMIT_S + 30
             time.sleep(1)
     finally:
         ray.shutdown()
-    assert time.monotonic() > begin + distributed.UNASKED_LIMIT_S - 10
+    assert time.monotonic() > begin + placing.UNASKED_LIMIT_S - 10
     state = torch.load(run.save_dir / "checkpoint_last.pt", weights_only=False)
     last = max(step["update"] for step in run.steps())
     assert last == state["optimizer_history"][-1]["num_updates"]

@@ -63,24 +63,23 @@ class Driver:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.last_checkpoint = save_dir / "checkpoint_last.pt"
-        self.worker = LocalWorker(
-            Job(
-                run_id="run",
-                cfg=cfg,
-                groups=None,
-                restart_epoch=False,
-                snapshot_updates=None,
-                threads=1,
-                working_dir=os.getcwd(),
-                python_path=(),
-                user_dir=None,
-                user_dir_zip=None,
-                last_checkpoint=str(self.last_checkpoint),
-                environment={},
-            )
+        job = Job(
+            run_id="run",
+            cfg=cfg,
+            groups=None,
+            restart_epoch=False,
+            snapshot_updates=None,
+            threads=1,
+            working_dir=os.getcwd(),
+            python_path=(),
+            user_dir=None,
+            user_dir_zip=None,
+            last_checkpoint=str(self.last_checkpoint),
+            environment={},
         )
+        self.worker = LocalWorker(job)
         self.num_heard, self.unread = 0, deque()
-        self.ask(self.worker.prepare())
+        self.ask(self.worker.prepare(job))
 
     def ask(self, question):
         return self.begin(question).result(puppets.WAIT_S)

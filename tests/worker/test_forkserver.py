@@ -25,7 +25,7 @@ class Server:
     def __init__(self, script):
         self.connection, end = Pipe()
         self.process = subprocess.Popen(
-            [sys.executable, puppets.PROGRAM, str(end.fileno())],
+            [sys.executable, puppets.PROGRAM, str(end.fileno()), ""],
             pass_fds=[end.fileno()],
             start_new_session=True,
         )
@@ -190,13 +190,25 @@ def test_what_cannot_be_imported_is_said(fail, reason, importing):
     server.process.wait(puppets.WAIT_S)
 
 
+def test_what_fails_to_import_ahead_is_told_as_what_fails_later():
+    code = "from fairseq_ray_plugin.worker import forkserver; "
+    code += "forkserver.main(None, lambda folder, path: open(f'{folder}/{path[1]}'))"
+    ours, end = Pipe()
+    command = [sys.executable, "-c", code, str(end.fileno()), "/nowhere", "a", "b"]
+    with subprocess.Popen(command, pass_fds=[end.fileno()]):
+        end.close()
+        assert ours.poll(puppets.WAIT_S), "it says nothing"
+        unfit = ours.recv()
+    assert isinstance(unfit, Unfit) and "No such file or directory: '/nowhere/b'" in unfit.reason
+
+
 def test_a_server_that_imports_ends_when_its_worker_is_killed(ranks):
     code = """
 import subprocess, sys
 from multiprocessing.connection import Pipe
 from fairseq_ray_plugin.assignment import Preload
 ours, end = Pipe()
-command = [sys.executable, sys.argv[1], str(end.fileno())]
+command = [sys.executable, sys.argv[1], str(end.fileno()), ""]
 subprocess.Popen(command, pass_fds=[end.fileno()])
 ours.send(Preload(cfg=bytes.fromhex(sys.argv[2]), working_dir="", python_path=(), user_dir=None))
 sys.stdin.read()

@@ -314,13 +314,13 @@ def test_ranks_of_one_node_meet_where_no_other_node_can_reach_them(driver):
     driver.worker.get_node_ip = lambda: "127.0.0.2"
     for on_one_node, address in ((True, "127.0.0.1"), (False, "127.0.0.2")):
         host, port = driver.ask(driver.worker.address(on_one_node))
-        assert address == host and (address, port) == driver.worker.listener.getsockname()
+        assert address == host and (address, port) == driver.worker.door.listener.getsockname()
 
 
 def test_a_node_that_does_not_have_its_own_address_is_reached_all_the_same(driver):
     driver.worker.get_node_ip = lambda: "203.0.113.77"  # nobody's
     host, port = driver.ask(driver.worker.address(on_one_node=False))
-    assert "203.0.113.77" == host and ("0.0.0.0", port) == driver.worker.listener.getsockname()
+    assert "203.0.113.77" == host and ("0.0.0.0", port) == driver.worker.door.listener.getsockname()
 
 
 def test_ranks_are_reached_on_the_interface_of_the_address():
@@ -336,7 +336,7 @@ def test_a_node_without_a_folder_that_is_this_users_alone_is_unfit(driver, tmp_p
     for name in ("shm", "disk"):
         (tmp_path / name).chmod(0o777)
     other = LocalWorker(driver.worker.job)
-    driver.ask(other.prepare())
+    driver.ask(other.prepare(driver.worker.job))
     (unfit,) = driver.ask(other.next_messages(0, 0))
     assert unfit.reason.startswith("no folder for snapshots: others may rename what is in")
     driver.ask(other.stop())
@@ -347,7 +347,7 @@ def test_a_node_that_lacks_user_code_which_cannot_be_sent_says_so(driver):
         driver.worker.job, user_dir="/nowhere/my_tasks", user_dir_not_sent="it has 300 MiB"
     )
     other = LocalWorker(job)
-    driver.ask(other.prepare())
+    driver.ask(other.prepare(job))
     (unfit,) = driver.ask(other.next_messages(0, 0))
     reason = "it is not on this node and was not sent: it has 300 MiB"
     assert Unfit(f"--user-dir /nowhere/my_tasks: {reason}") == unfit
