@@ -213,7 +213,7 @@ class State:
     """What it went on from."""
 
     newest: int = 0
-    """The newest generation that ranks were made for, if it is not this one."""
+    """The newest that ranks were made for, if it is not this one."""
 
     standby: Standby | None = None
     nearby: Mapping[str, Copy] = dataclasses.field(default_factory=dict)
