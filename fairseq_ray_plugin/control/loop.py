@@ -206,7 +206,7 @@ def _not_told(s: Step, name: str, order: object, reason: str) -> None:
             text = f"{s.describe(name)} could not be told to start: {reason}"
             stopping.fail(s, Failure(Cause.LOST, text, with_node=True))
         case StandBy(generation) if s.state.standby and s.state.standby.generation == generation:
-            standby.lose(s)
+            standby.lose(s, f"which could not be told to be made: {reason}")
         case Save() | Publish():
             phase = s.state.phase
             if name in s.state.putting_by:

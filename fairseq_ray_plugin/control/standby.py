@@ -12,14 +12,19 @@ from collections.abc import Collection, Iterable, Sequence
 
 from fairseq_ray_plugin.control.state import Step
 from fairseq_ray_plugin.protocol import (
+    Blocked,
     Copy,
+    Ended,
     FromRank,
     InMemory,
+    Raised,
     RankMessage,
+    Refusal,
     StandBy,
     StandDown,
     StandingBy,
 )
+from fairseq_ray_plugin.report.journal import EventKind
 
 PATIENCE_S = 60.0
 """A planned stop does not wait longer for ranks to stand by."""
@@ -124,15 +129,30 @@ def hear(s: Step, name: str, envelope: FromRank) -> bool:
     says: RankMessage = envelope.says
     if isinstance(says, StandingBy):
         s.set(standby=dataclasses.replace(standby, ready=standby.ready | {name}))
-    else:  # it raised, or ended, or was refused: what that means is found by one that trains
-        lose(s)
+    else:  # it counts against nobody: what it means is found by one that trains
+        lose(s, f"on node {s.workers[name].node[:8]}: {_reason(says)}")
     return True
 
 
-def lose(s: Step) -> None:
+def _reason(says: RankMessage) -> str:
+    match says:
+        case Ended(how):
+            return f"its process {how}"
+        case Raised(_, error):
+            return f"{error.kind}: {error.message}".partition("\n")[0]
+        case Refusal(reason) | Blocked(reason):
+            return reason
+    return str(says)
+
+
+def lose(s: Step, reason: str) -> None:
     """One of them will not go on, and so none will."""
-    if s.state.standby is not None:
-        s.set(standby=dataclasses.replace(s.state.standby, is_lost=True))
+    standby = s.state.standby
+    if standby is not None and not standby.is_lost:
+        s.set(standby=dataclasses.replace(standby, is_lost=True))
+        s.log(
+            EventKind.STANDBY, f"a rank made ahead of the next generation cannot be used, {reason}"
+        )
 
 
 def rank_order(s: Step, names: Iterable[str], home: str | None) -> tuple[str, ...]:

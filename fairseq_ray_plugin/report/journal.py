@@ -34,6 +34,7 @@ class EventKind(enum.Enum):
     STOPPED = "stopped", "a generation has stopped: why, with the traceback of what was raised"
     TAKEN_OVER = "taken over", "the control loop had died, and another goes on with its workers"
     NOTICE = "notice", "a node is to be taken away"
+    STANDBY = "standby", "ranks that were made ahead of a stop are of no use: why"
     SLOW = "slow", "the others wait for a rank: what a mini-batch takes it, and the median rank"
     STACKS = "stacks", "what every thread of a rank was doing in a hang"
     LEFT_OUT = "left out", "training fails on a node or a GPU again and again: it goes on without"

@@ -48,6 +48,7 @@ class Gate:
     def open(self, restore: str | None) -> None:
         """It goes on from this; called in another thread."""
         self._restore = restore
+        self._steps.begin()  # a recovery's are those since
         self._is_open.set()
 
     def wait(self) -> str | None:
@@ -55,7 +56,6 @@ class Gate:
         if self.is_closed:
             self._on_waiting()
             self._is_open.wait()
-            self._steps.begin()  # a recovery's steps are those since
         return self._restore
 
     def wait_quietly(self) -> None:

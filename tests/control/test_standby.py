@@ -4,6 +4,8 @@ import pytest
 from test_loop import Cluster, only, ready, stand_by, told
 
 from fairseq_ray_plugin.control import membership, standby
+from fairseq_ray_plugin.control.state import Log
+from fairseq_ray_plugin.faults import Error, Fault
 from fairseq_ray_plugin.protocol import (
     Advanced,
     Ended,
@@ -22,6 +24,7 @@ from fairseq_ray_plugin.protocol import (
     Tell,
     Unreached,
 )
+from fairseq_ray_plugin.report.journal import EventKind
 
 
 @pytest.fixture
@@ -75,7 +78,8 @@ def test_ranks_that_never_stand_by_hold_nothing_up(cluster):
 
 
 def failed(cluster, asked):
-    return Heard("worker-2", FromRank(asked.generation, Raised(None, "no matter what")))
+    error = Error("OSError", "no such file\nat all", "", Fault.OWN)
+    return Heard("worker-2", FromRank(asked.generation, Raised(None, error)))
 
 
 def ended(cluster, asked):
@@ -86,10 +90,19 @@ def unreached(cluster, asked):
     return Unreached("worker-2", asked, "unavailable")
 
 
-@pytest.mark.parametrize("event", [failed, ended, unreached])
-def test_where_one_cannot_stand_by_the_generation_is_made_when_it_begins(event, cluster):
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (failed, "on node c: OSError: no such file"),
+        (ended, "on node b: its process was killed"),
+        (unreached, "which could not be told to be made: unavailable"),
+    ],
+)
+def test_where_one_cannot_stand_by_the_generation_is_made_when_it_begins(event, reason, cluster):
     (asked,) = newcomers(cluster, "c")
     holds = cluster.see(event(cluster, asked))
+    (said,) = [a.event for a in only(cluster.actions, Log) if a.event.kind is EventKind.STANDBY]
+    assert said.cause == f"a rank made ahead of the next generation cannot be used, {reason}"
     assert 2 == len(told(holds, Hold)), "nobody waits for them"
     assert 10 == cluster.state.update and not cluster.state.failures, "it counts against nobody"
     _, actions = rest(cluster)
