@@ -131,13 +131,13 @@ class _Move:
         self._sent: collections.deque[Any] = collections.deque()
 
     def run(self) -> None:
-        """Who has a piece reads it, by several threads, while the ones before it are sent."""
+        """Who has a piece reads it, by several threads, while the ones before it are sent; who has
+        not finds memory for it."""
         with threads() as pool:
             reads: dict[int, Future[Bytes]] = {}
-            if self._source is not None:
-                for number, ranks in enumerate(self._lacking):
-                    if self._rank not in ranks:
-                        reads[number] = pool.submit(self._read, self._pieces[number])
+            for number, (piece, ranks) in enumerate(zip(self._pieces, self._lacking, strict=True)):
+                read = self._memory.with_pages if self._rank in ranks else self._read
+                reads[number] = pool.submit(read, *piece)
             if self._device.type == "cpu":
                 self._along_chains(reads)
             else:
@@ -145,12 +145,12 @@ class _Move:
             for read in reads.values():
                 read.result()
 
-    def _read(self, piece: tuple[int, int]) -> Bytes:
+    def _read(self, begin: int, end: int) -> Bytes:
         if isinstance(self._source, Storages):
-            return self._source.at(*piece)
+            return self._source.at(begin, end)
         assert self._source is not None
-        target = self._memory.at(*piece)
-        self._source.read(piece[0], target)
+        target = self._memory.with_pages(begin, end)
+        self._source.read(begin, target)
         return target
 
     def _along_chains(self, reads: dict[int, Future[Bytes]]) -> None:
@@ -167,7 +167,7 @@ class _Move:
                 self._send(number, reads[number].result())
             elif self._rank in ranks:
                 before = [0, *ranks][ranks.index(self._rank)]
-                piece = self._memory.at(*self._pieces[number])
+                piece = reads[number].result()
                 work = dist.irecv(torch.from_numpy(piece), self._global(before), self._group)
                 coming.append((work, number, piece))
                 if len(coming) >= AT_ONCE:
