@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,10 @@ MOST_THREADS = 8
 """More do not make memory faster."""
 
 _ALIGNMENT = 64
+
+_MADV_POPULATE_WRITE = 23
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _WEIGHTS = np.random.Generator(np.random.PCG64(7)).integers(
     -(2**63), 2**63, STEP // 4, dtype=np.int64
@@ -117,6 +122,15 @@ class Memory:
         """A part of one block, to be written to."""
         block, start = self._find(begin)
         return self._bytes[block][begin - start : end - start]
+
+    def with_pages(self, begin: int, end: int) -> Bytes:
+        """As `at`, with its pages in place: to fault on each of them takes longer."""
+        there = self.at(begin, end)
+        address, page = there.ctypes.data, mmap.PAGESIZE
+        first, last = -(-address // page), (address + len(there)) // page
+        if last > first:  # where the kernel has no such advice, pages come as they are used
+            _madvise(first * page, (last - first) * page, _MADV_POPULATE_WRITE)
+        return there
 
     def storages(self) -> list[torch.UntypedStorage]:
         """The storages by number; the memory lives as long as they do."""

@@ -167,7 +167,7 @@ def read(path: str, mapped: bool = False) -> Any:
             return join(file.text, file.pages())
         memory = Memory(file.layout)
         with threads() as pool:
-            read = lambda piece: file.read(piece[0], memory.at(*piece))  # noqa: E731
+            read = lambda piece: file.read(piece[0], memory.with_pages(*piece))  # noqa: E731
             list(pool.map(read, file.layout.pieces))
         return join(file.text, memory.storages())
 

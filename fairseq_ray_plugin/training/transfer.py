@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import inspect
-import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,8 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from fairseq_ray_plugin.compat.modules import patch
 from fairseq_ray_plugin.training import raw
 from fairseq_ray_plugin.training.layout import Bytes, Layout, Memory, Storages, threads
-
-logger = logging.getLogger(__name__)
 
 AT_ONCE = 4
 """Pieces under way, so that one is sent while another is read or received."""
@@ -62,56 +59,48 @@ def load(
     """
     if trainer.data_parallel_world_size == 1:
         return raw.read(path) if raw.is_raw(path) else read(path)
-    group, device, rank = (
-        *(trainer.data_parallel_process_group, trainer.device),
-        trainer.data_parallel_rank,
-    )
+    group, device = trainer.data_parallel_process_group, trainer.device
+    is_first = trainer.data_parallel_rank == 0
     with contextlib.ExitStack() as stack:
-        state, has_own, told = None, rank == 0, [b"", (), ()]
+        state: Any = None
         source: raw.File | Storages | None = None
-        if rank > 0:
-            near = next((p for p in (path, nearby) if p and os.path.dirname(p) in folders), None)
-            source = _opened(near, stack)
-            has_own = near == path
+        told: list[Any] = [b"", (), ()]
+        if not is_first:
+            source = _nearby(path, nearby, folders, stack)
         elif raw.is_raw(path):
             source = stack.enter_context(raw.File(path))
             told = [source.text, source.layout.sizes, source.sums]
         else:
             state = read(path)
             text, storages = raw.split(state)
-            layout = Layout([storage.nbytes() for storage in storages])
-            source, told = Storages(layout, storages), [text, layout.sizes, ()]
+            sizes = tuple(storage.nbytes() for storage in storages)
+            source, told = Storages(Layout(sizes), storages), [text, sizes, ()]
         dist.broadcast_object_list(told, dist.get_global_rank(group, 0), group, device)
         text, sizes, sums = told
         layout = Layout(sizes)
         lacks = np.zeros(len(layout.pieces), dtype=np.uint8)
-        if not isinstance(source, raw.File) and rank > 0:
-            lacks[:] = 1
-        elif isinstance(source, raw.File) and not has_own:
-            lacks[:] = _differ(source, layout, sums)
-        lacking = _of_all(lacks, group, device)
+        if not is_first:
+            lacks[:] = _lacks(source, layout, sums)
         memory = Memory(layout)
-        _Move(layout, source, memory, lacking, group, device).run()
-        if rank > 0:
-            lacked = sum(end - begin for begin, end in np.array(layout.pieces)[lacks > 0])
-            logger.info(
-                "%.3f GB of the state came from rank 0, %.3f from this node's memory",
-                *(lacked / 1e9, (layout.end - lacked) / 1e9),
-            )
-    return state if state is not None else raw.join(text, memory.storages())
+        _Move(layout, source, memory, _of_all(lacks, group, device), group, device).run()
+        return raw.join(text, memory.storages()) if state is None else state
 
 
-def _opened(path: str | None, stack: contextlib.ExitStack) -> raw.File | None:
-    if path is not None:
-        with contextlib.suppress(OSError, ValueError):  # it is gone, or no such file: it is sent
-            return stack.enter_context(raw.File(path))
+def _nearby(
+    path: str, nearby: str | None, folders: tuple[str, ...], stack: contextlib.ExitStack
+) -> raw.File | None:
+    """Rank 0's own file, on its node, or another's; None: it is gone, or there is none."""
+    for there in (path, nearby):
+        if there is not None and os.path.dirname(there) in folders:
+            with contextlib.suppress(OSError, ValueError):
+                return stack.enter_context(raw.File(there))
     return None
 
 
-def _differ(own: raw.File, layout: Layout, sums: Sequence[int]) -> Any:
-    """Which pieces of a node's file are not rank 0's."""
-    if own.layout.sizes != layout.sizes or len(sums) != len(own.sums):
-        return 1
+def _lacks(own: raw.File | Storages | None, layout: Layout, sums: Sequence[int]) -> Any:
+    """Which pieces of what rank 0 has are not in a node's file."""
+    if not isinstance(own, raw.File) or own.layout.sizes != layout.sizes or not sums:
+        return True
     return np.array(own.sums, dtype=np.uint64) != np.array(sums, dtype=np.uint64)
 
 
@@ -142,13 +131,13 @@ class _Move:
         self._sent: collections.deque[Any] = collections.deque()
 
     def run(self) -> None:
-        """Who has a piece reads it, by several threads, while the ones before it are sent."""
+        """Who has a piece reads it, by several threads, while the ones before it are sent; who has
+        not finds memory for it."""
         with threads() as pool:
             reads: dict[int, Future[Bytes]] = {}
-            if self._source is not None:
-                for number, ranks in enumerate(self._lacking):
-                    if self._rank not in ranks:
-                        reads[number] = pool.submit(self._read, self._pieces[number])
+            for number, (piece, ranks) in enumerate(zip(self._pieces, self._lacking, strict=True)):
+                read = self._memory.with_pages if self._rank in ranks else self._read
+                reads[number] = pool.submit(read, *piece)
             if self._device.type == "cpu":
                 self._along_chains(reads)
             else:
@@ -156,12 +145,12 @@ class _Move:
             for read in reads.values():
                 read.result()
 
-    def _read(self, piece: tuple[int, int]) -> Bytes:
+    def _read(self, begin: int, end: int) -> Bytes:
         if isinstance(self._source, Storages):
-            return self._source.at(*piece)
+            return self._source.at(begin, end)
         assert self._source is not None
-        target = self._memory.at(*piece)
-        self._source.read(piece[0], target)
+        target = self._memory.with_pages(begin, end)
+        self._source.read(begin, target)
         return target
 
     def _along_chains(self, reads: dict[int, Future[Bytes]]) -> None:
@@ -178,7 +167,7 @@ class _Move:
                 self._send(number, reads[number].result())
             elif self._rank in ranks:
                 before = [0, *ranks][ranks.index(self._rank)]
-                piece = self._memory.at(*self._pieces[number])
+                piece = reads[number].result()
                 work = dist.irecv(torch.from_numpy(piece), self._global(before), self._group)
                 coming.append((work, number, piece))
                 if len(coming) >= AT_ONCE:
