@@ -140,10 +140,8 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
         nonlocal restore, chosen
         keeper.steps.end("model")
         warmed = warm.Warmed()
-        if not gate.is_first_start:
+        if gate.is_closed:  # there is time for both
             warmed = warm.warm(trainer)
-            keeper.steps.end("memory")
-        if gate.is_closed:
             history.read_ahead(trainer)
         restore = gate.wait()
         chosen = source.choose(cfg, trainer, keeper, restore)
