@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import torch
+from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_ray_plugin.training import pages
@@ -83,7 +84,10 @@ def warm(trainer: Any) -> Warmed:
         blocks = _take(size)
         _give_back(states)  # the state's, which comes next
     with _Allocations() as allocations:
-        trainer.model  # noqa: B018
+        wrapped = getattr(trainer.model, "module", None)
+        if isinstance(wrapped, LegacyDistributedDataParallel):  # its own would be later, and alike
+            kind = next(wrapped.module.parameters()).dtype
+            wrapped.buffer = torch.empty(wrapped.buffer_size, dtype=kind)
     _touch(pages.within(allocations.large))
     warmed.hold(blocks, allocations.large)
     _release_at_first_update(trainer, warmed)
