@@ -17,7 +17,9 @@ from typing import Any
 
 import psutil
 import torch
+from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import TensorWeakRef
 
 from fairseq_ray_plugin.training import pages
 
@@ -83,9 +85,13 @@ def warm(trainer: Any) -> Warmed:
         blocks = _take(size)
         _give_back(states)  # the state's, which comes next
     with _Allocations() as allocations:
-        trainer.model  # noqa: B018
-    _touch(pages.within(allocations.large))
-    warmed.hold(blocks, allocations.large)
+        wrapped = getattr(trainer.model, "module", None)
+        if isinstance(wrapped, LegacyDistributedDataParallel):  # its own would be later, and alike
+            kind = next(wrapped.module.parameters()).dtype
+            wrapped.buffer = torch.empty(wrapped.buffer_size, dtype=kind)
+    buckets = allocations.there()
+    _touch(pages.within(buckets))
+    warmed.hold(blocks, buckets)
     _release_at_first_update(trainer, warmed)
     return warmed
 
@@ -100,18 +106,22 @@ def _release_at_first_update(trainer: Any, warmed: Warmed) -> None:
 
 
 class _Allocations(TorchDispatchMode):
-    """Where large tensors are, address and bytes, that torch makes meanwhile without values."""
+    """Large tensors that torch makes meanwhile without values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.large: list[tuple[int, int]] = []
+        self._made: list[TensorWeakRef] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        is_bucket = func is torch.ops.aten.empty.memory_format and result.device.type == "cpu"
-        if is_bucket and result.nbytes >= pages.LARGE:
-            self.large.append((result.data_ptr(), result.nbytes))
+        if func is torch.ops.aten.empty.memory_format and result.device.type == "cpu":
+            self._made.append(TensorWeakRef(result))
         return result
+
+    def there(self) -> list[tuple[int, int]]:
+        """Address and bytes of those that somebody still has, which may be C++."""
+        tensors = [tensor for made in self._made if (tensor := made()) is not None]
+        return [(t.data_ptr(), t.nbytes) for t in tensors if t.nbytes >= pages.LARGE]
 
 
 def _kept_by_allocator() -> int | None:

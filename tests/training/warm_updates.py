@@ -1,10 +1,11 @@
 """Updates of a model of some size, with memory touched ahead or not; says what they took.
 
-    python warm_updates.py warm|cold|full NUM_WORKERS
+    python warm_updates.py warm|cold|full DDP_BACKEND
 
 full: there is no memory to spare.
 """
 
+import hashlib
 import json
 import resource
 import sys
@@ -38,7 +39,15 @@ class Deep(BaseFairseqModel):
         return x
 
 
-def main(how, num_workers):
+def digest(trainer):
+    """Of all values, without a copy, whose memory would be the next to be used."""
+    values = hashlib.sha256()
+    for parameter in trainer._model.parameters():
+        values.update(parameter.detach().numpy())
+    return values.hexdigest()
+
+
+def main(how, ddp_backend):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
@@ -48,31 +57,30 @@ def main(how, num_workers):
     trainer = trainers.make(Deep, seed=1)
     # the gradient's memory alone: what the optimizer keeps comes with a state, before the loaders
     trainer.cfg.optimizer = {"_name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": [0.1]}
+    trainer.cfg.distributed_training.ddp_backend = ddp_backend
     warmed = warm.Warmed()
     if how == "full":
         warm.SPARED = 1
     if how != "cold":
         random = torch.get_rng_state()
-        before = [p.detach().clone() for p in trainer._model.parameters()]
+        before = digest(trainer)
         warmed = warm.warm(trainer)
-        assert all(map(torch.equal, before, trainer._model.parameters()))
+        assert before == digest(trainer)
         assert torch.equal(random, torch.get_rng_state())
-        del before
     trainer.model, trainer.optimizer  # noqa: B018
     loaders.keep_optimizer_from(trainer, warmed.unused)
-    loader = iter(DataLoader(range(100), num_workers=num_workers, multiprocessing_context="fork"))
+    loader = iter(DataLoader(range(100), num_workers=1, multiprocessing_context="fork"))
     next(loader)
     faults = []
     for _ in range(4):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         trainers.update(trainer)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    values = [p.double().sum().item() for p in trainer._model.parameters()]
     size = sum(p.nbytes for p in trainer._model.parameters()) // resource.getpagesize()
     resident = int(Path("/proc/self/statm").read_text().split()[1])
     faults = [n / size for n in faults]
-    print(json.dumps({"faults": faults, "resident": resident / size, "values": values}))
+    print(json.dumps({"faults": faults, "resident": resident / size, "values": digest(trainer)}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(*sys.argv[1:])
