@@ -6,7 +6,7 @@
 # make goodput   measure what gets trained while nodes come and go, side by side with others (2 hours, on
 #                a quiet machine; after an interruption it goes on where it was)
 # make forks     run a few tests with other fairseqs: fairseq-fixed from PyPI, and FAIRSEQ=FOLDER, a
-#                checkout of the main branch or another fork (half an hour each)
+#                checkout of the main branch or another fork (a quarter of an hour each)
 # make matrix    train every task of fairseq over kills, and write docs/compatibility.md (about 1 hour)
 # make versions  run a quarter of the fast tests, and kills of real trainings, with the lowest and the
 #                newest Python, Ray, torch and numpy (20 minutes; 6 GB at a time, beside what uv keeps)
