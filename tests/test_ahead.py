@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from runs import ray_train
-from test_residence import FIXED, names
+from test_residence import FIXED, check_nothing_left, names
 
 from fairseq_ray_plugin import early
 from fairseq_ray_plugin.holding import Unusable
@@ -21,7 +21,7 @@ def test_a_run_begins_with_the_workers_that_were_placed_ahead(tmp_path, english,
     (started,) = run.events("started")
     assert (1, 2) == (started["generation"], started["world_size"])
     assert [1, 2, 3] == sorted(run.samples())
-    assert "[]" == names(two_nodes.address)
+    check_nothing_left(run, two_nodes.address)
 
 
 def test_where_the_options_are_wrong_no_worker_is_left(tmp_path, english, two_nodes):
