@@ -99,6 +99,9 @@ class Role:
     """Its generation has not begun: what it goes on from, and whether it keeps snapshots, is told
     when it does."""
 
+    has_time: bool = False
+    """Nobody waits for it meanwhile."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment(Role):

@@ -140,8 +140,9 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
         nonlocal restore, chosen
         keeper.steps.end("model")
         warmed = warm.Warmed()
-        if gate.is_closed:  # there is time for both
-            warmed = warm.warm(trainer)
+        if gate.is_closed:
+            if gate.has_time:  # else its cores would be missed by who saves the state
+                warmed = warm.warm(trainer)
             history.read_ahead(trainer)
         restore = gate.wait()
         chosen = source.choose(cfg, trainer, keeper, restore)

@@ -356,6 +356,9 @@ class StandBy:
     ranks: tuple[str, ...]
     """Workers, by rank."""
 
+    is_planned: bool = False
+    """Nobody waits for them yet: those of the last generation train."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:

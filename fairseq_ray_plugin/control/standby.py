@@ -49,11 +49,12 @@ class Standby:
     """One of them will not go on: they are of no use, and others would fare no better now."""
 
 
-def call(s: Step, names: Sequence[str], home: str | None) -> None:
+def call(s: Step, names: Sequence[str], home: str | None, is_planned: bool = False) -> None:
     """Ranks are made on these workers for the next generation, if they are not.
 
     Args:
         home: the node whose memory will have the state.
+        is_planned: training goes on meanwhile.
     """
     ranks = rank_order(s, names, home)[: s.max_ranks]
     there = s.state.standby
@@ -63,7 +64,7 @@ def call(s: Step, names: Sequence[str], home: str | None) -> None:
         stand_down(s)
     generation = next_generation(s)
     s.set(standby=Standby(generation, ranks, s.now), newest=generation)
-    s.actions.append(StandBy(generation, ranks))
+    s.actions.append(StandBy(generation, ranks, is_planned))
 
 
 def _serves(s: Step, there: Standby, ranks: Sequence[str], home: str | None) -> bool:
@@ -97,7 +98,7 @@ def is_there(s: Step, names: Sequence[str], left_s: float) -> bool:
         return True
     stays = [name for name in s.state.ranks if name in s.workers and s.stays(name)]
     home = s.workers[stays[0]].node if stays else None
-    call(s, names, home)
+    call(s, names, home, is_planned=True)
     standby = s.state.standby
     assert standby is not None
     limit = min(PATIENCE_S, SHARE_OF_NOTICE * left_s)

@@ -3,10 +3,9 @@
 For a node's memory alone: nothing checks the bytes, and only this process's kind reads them. What
 outlives the node is a checkpoint, which `torch.save` makes of what `read` gives.
 
-    magic · lengths of what follows · bytes of storages (see `layout`) · pickle · sizes · sums
+    magic · lengths of what follows · bytes of storages (see `layout`) · pickle · sizes
 
-The pickle has everything but the bytes: what in it was a tensor's storage is its number. Of each
-piece there is a sum, by which ranks tell whether their nodes' files have the same.
+The pickle has everything but the bytes: what in it was a tensor's storage is its number.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairseq_ray_plugin.training.layout import (
@@ -34,7 +34,7 @@ from fairseq_ray_plugin.training.layout import (
     threads,
 )
 
-_MAGIC = b"fairseq_ray raw 2"
+_MAGIC = b"fairseq_ray raw 3"
 _HEADER = struct.Struct("<24sQQQ")
 _BEGIN = aligned(_HEADER.size)
 
@@ -58,26 +58,19 @@ def write(state: Any, path: str) -> None:
     # what is there already need not be found again: pages that are in place are twice as fast
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
 
-    def write_piece(piece: tuple[int, int]) -> int:
-        begin, end = piece
-        total = Sum()
-        for at in range(begin, end, STEP):
-            step = laid.at(at, min(at + STEP, end))
-            total.add(step)
-            _write_at(fd, step, _BEGIN + at)
-        return total.value
+    def write_piece(piece: tuple[int, int]) -> None:
+        _write_at(fd, laid.at(*piece), _BEGIN + piece[0])
 
     try:
-        num_numbers = len(layout.sizes) + len(layout.pieces)
-        total = _BEGIN + layout.end + len(text) + 8 * num_numbers
+        total = _BEGIN + layout.end + len(text) + 8 * len(layout.sizes)
         _require_room(fd, total - os.fstat(fd).st_size)
         os.truncate(fd, total)
         header = _HEADER.pack(_MAGIC, layout.end, len(text), len(layout.sizes))
         with threads() as pool:
-            sums = list(pool.map(write_piece, layout.pieces))
-        numbers = array.array("Q", [*layout.sizes, *sums]).tobytes()
+            list(pool.map(write_piece, layout.pieces))
         _write_at(fd, header, 0)
-        _write_at(fd, text + numbers, _BEGIN + layout.end)
+        sizes = array.array("Q", layout.sizes).tobytes()
+        _write_at(fd, text + sizes, _BEGIN + layout.end)
     finally:
         os.close(fd)
 
@@ -100,6 +93,7 @@ class File:
     """
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._file = open(path, "rb")
         try:
             header = self._file.read(_HEADER.size)
@@ -108,15 +102,10 @@ class File:
             _, end, length, num_sizes = _HEADER.unpack(header)
             self._file.seek(_BEGIN + end)
             self.text = self._file.read(length)
-            numbers = array.array("Q")
-            numbers.frombytes(self._file.read(8 * num_sizes))
-            self.layout = Layout(numbers)
-            sums = self._file.read()
-            if len(sums) < 8 * len(self.layout.pieces) or self.layout.end != end:
+            sizes = self._file.read(8 * num_sizes)
+            if len(sizes) < 8 * num_sizes:
                 raise ValueError(f"{path} is cut short")
-            numbers = array.array("Q")
-            numbers.frombytes(sums[: 8 * len(self.layout.pieces)])
-            self.sums = tuple(numbers)
+            self.layout = Layout(array.array("Q", sizes))
         except BaseException:
             self._file.close()
             raise
@@ -140,6 +129,20 @@ class File:
             if not length:
                 raise ValueError(f"{self._file.name} is cut short")
             target, at = target[length:], at + length
+
+    def sums(self) -> tuple[int, ...]:
+        """Of each piece: what has the same in another file is the same."""
+        with threads() as pool:
+            return tuple(pool.map(self._sum, self.layout.pieces))
+
+    def _sum(self, piece: tuple[int, int]) -> int:
+        begin, end = piece
+        total, buffer = Sum(), np.empty(STEP, dtype=np.uint8)
+        for at in range(begin, end, STEP):
+            step = buffer[: min(STEP, end - at)]
+            self.read(at, step)
+            total.add(step)
+        return total.value
 
     def pages(self) -> list[torch.UntypedStorage]:
         """The storages, as the file's own pages until they are written to."""

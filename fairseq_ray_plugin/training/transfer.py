@@ -10,7 +10,7 @@ import collections
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -64,23 +64,21 @@ def load(
     with contextlib.ExitStack() as stack:
         state: Any = None
         source: raw.File | Storages | None = None
-        told: list[Any] = [b"", (), ()]
+        told: list[Any] = [b"", ()]
         if not is_first:
             source = _nearby(path, nearby, folders, stack)
         elif raw.is_raw(path):
             source = stack.enter_context(raw.File(path))
-            told = [source.text, source.layout.sizes, source.sums]
+            told = [source.text, source.layout.sizes]
         else:
             state = read(path)
             text, storages = raw.split(state)
             sizes = tuple(storage.nbytes() for storage in storages)
-            source, told = Storages(Layout(sizes), storages), [text, sizes, ()]
+            source, told = Storages(Layout(sizes), storages), [text, sizes]
         dist.broadcast_object_list(told, dist.get_global_rank(group, 0), group, device)
-        text, sizes, sums = told
+        text, sizes = told
         layout = Layout(sizes)
-        lacks = np.zeros(len(layout.pieces), dtype=np.uint8)
-        if not is_first:
-            lacks[:] = _lacks(source, layout, sums)
+        lacks = _lacks(source, path, layout, group, device)
         memory = Memory(layout)
         _Move(layout, source, memory, _of_all(lacks, group, device), group, device).run()
         return raw.join(text, memory.storages()) if state is None else state
@@ -97,11 +95,29 @@ def _nearby(
     return None
 
 
-def _lacks(own: raw.File | Storages | None, layout: Layout, sums: Sequence[int]) -> Any:
-    """Which pieces of what rank 0 has are not in a node's file."""
-    if not isinstance(own, raw.File) or own.layout.sizes != layout.sizes or not sums:
-        return True
-    return np.array(own.sums, dtype=np.uint64) != np.array(sums, dtype=np.uint64)
+def _lacks(
+    own: raw.File | Storages | None, path: str, layout: Layout, group: Any, device: torch.device
+) -> np.ndarray[Any, Any]:
+    """Which pieces of what rank 0 has are not at hand here: 1 for each; all ranks call this.
+
+    Args:
+        path: of rank 0's file.
+    """
+    is_first, file = dist.get_rank(group) == 0, own if isinstance(own, raw.File) else None
+    if is_first or (file is not None and file.path == path):
+        lacks = np.zeros(len(layout.pieces), dtype=np.uint8)
+    else:
+        lacks = np.ones(len(layout.pieces), dtype=np.uint8)
+    compares = bool(lacks.any()) and file is not None and file.layout.sizes == layout.sizes
+    any_compares = torch.tensor(int(compares), device=device)
+    dist.all_reduce(any_compares, dist.ReduceOp.MAX, group=group)
+    if any_compares.item():
+        told = [file.sums() if file is not None and (is_first or compares) else None]
+        mine = told[0]
+        dist.broadcast_object_list(told, dist.get_global_rank(group, 0), group, device)
+        if compares and told[0] is not None:
+            lacks[:] = np.array(mine, dtype=np.uint64) != np.array(told[0], dtype=np.uint64)
+    return lacks
 
 
 def _of_all(lacks: np.ndarray[Any, Any], group: Any, device: torch.device) -> list[list[int]]:

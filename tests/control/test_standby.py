@@ -57,7 +57,7 @@ def there(cluster):
 
 def test_training_goes_on_until_the_ranks_for_newcomers_stand_by(cluster):
     (asked,) = newcomers(cluster, "c")
-    assert StandBy(2, ("worker-0", "worker-1", "worker-2")) == asked
+    assert StandBy(2, ("worker-0", "worker-1", "worker-2"), is_planned=True) == asked
     first, *others = stand_by(asked)
     assert [] == cluster.see(first)
     assert [] == cluster.see(cluster.advanced("worker-0", 11), after=standby.PATIENCE_S / 2)
@@ -118,7 +118,7 @@ def test_a_worker_that_dies_takes_those_with_it_that_stand_by(cluster):
     assert {"worker-0", "worker-1"} == {a.worker for a in told(actions, StandDown)}
     assert not told(actions, Hold)
     (again,) = newcomers(cluster, "c")
-    assert StandBy(3, ("worker-0", "worker-1", "worker-3")) == again
+    assert StandBy(3, ("worker-0", "worker-1", "worker-3"), is_planned=True) == again
     assert 2 == len(told(cluster.see(*stand_by(again)), Hold))
     assert [] == cluster.see(*stand_by(asked)), "what the first say is void"
 
@@ -130,13 +130,13 @@ def test_newcomers_that_come_while_ranks_are_made_wait_for_the_next_resize(clust
     _, (start,) = rest(cluster)
     assert asked.ranks == start.ranks
     (asked,) = cluster.see(cluster.advanced("worker-0", 11))
-    assert StandBy(3, tuple(f"worker-{i}" for i in range(4))) == asked
+    assert StandBy(3, tuple(f"worker-{i}" for i in range(4)), is_planned=True) == asked
 
 
 def test_a_node_is_left_when_ranks_stand_by_on_those_that_stay(cluster):
     notice = Heard("worker-0", Notice("spot instance", 120.0))
     (asked,) = cluster.see(notice)
-    assert StandBy(2, ("worker-1",)) == asked
+    assert StandBy(2, ("worker-1",), is_planned=True) == asked
     assert 2 == len(told(cluster.see(*stand_by(asked)), Hold))
     save, actions = rest(cluster)
     (start,) = only(actions, Start)
