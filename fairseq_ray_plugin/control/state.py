@@ -16,7 +16,6 @@ from fairseq_ray_plugin.report.journal import Event, EventKind
 
 if TYPE_CHECKING:
     from fairseq_ray_plugin.control.standby import Standby
-
 Value = TypeVar("Value")
 
 UNHEARD_S = 3.0

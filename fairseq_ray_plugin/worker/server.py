@@ -116,7 +116,8 @@ class Server:
 
     def stand_down(self, generation: int) -> None:
         """Nobody stands by any more."""
-        self._connection.send(StandDown(generation))
+        with contextlib.suppress(OSError):  # nor does the server
+            self._connection.send(StandDown(generation))
 
     def fork_writer(self, order: WriteCheckpoint) -> Connection:
         """A process begins that writes; returns the connection to it."""

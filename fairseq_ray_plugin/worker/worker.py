@@ -327,8 +327,7 @@ class Worker:
     async def stop(self) -> None:
         """The training process and the server end, and nothing stays in memory."""
         self._drop_link()
-        if self.standby is not None:
-            self.standby.close()
+        self._stand_down()
         self.writing.close()
         for watch in self.watches:
             watch.cancel()
