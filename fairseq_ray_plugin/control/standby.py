@@ -42,8 +42,8 @@ class Standby:
     since: float
     """When they were told to."""
 
-    ready: frozenset[str] = frozenset()
-    """Workers whose rank stands by."""
+    num_ready: int = 0
+    """Ranks that stand by."""
 
     is_lost: bool = False
     """One of them will not go on: they are of no use, and others would fare no better now."""
@@ -56,10 +56,12 @@ def call(s: Step, names: Sequence[str], home: str | None, is_planned: bool = Fal
         home: the node whose memory will have the state.
         is_planned: training goes on meanwhile.
     """
-    ranks = rank_order(s, names, home)[: s.max_ranks]
     there = s.state.standby
+    if there is not None and not there.is_lost and _serves(s, there, names, home):
+        return  # before they are sorted: ten thousand may be asked for in each step
+    ranks = rank_order(s, names, home)[: s.max_ranks]
     if there is not None:
-        if there.ranks == ranks or (not there.is_lost and _serves(s, there, ranks, home)):
+        if there.ranks == ranks:
             return
         stand_down(s)
     generation = next_generation(s)
@@ -67,10 +69,10 @@ def call(s: Step, names: Sequence[str], home: str | None, is_planned: bool = Fal
     s.actions.append(StandBy(generation, ranks, is_planned))
 
 
-def _serves(s: Step, there: Standby, ranks: Sequence[str], home: str | None) -> bool:
+def _serves(s: Step, there: Standby, names: Sequence[str], home: str | None) -> bool:
     """Whether they are as good as others would be: who comes later is taken in later."""
-    have, wanted = set(there.ranks), set(ranks)
-    old = {name for name in ranks if s.is_in_generation(name)}
+    have, wanted = set(there.ranks), set(names)
+    old = {name for name in names if s.is_in_generation(name)}
     is_home = s.workers[there.ranks[0]].node == home
     return is_home and old <= have <= wanted and (have != old or old == wanted)
 
@@ -96,13 +98,14 @@ def is_there(s: Step, names: Sequence[str], left_s: float) -> bool:
     """
     if len(names) < s.config.min_workers:
         return True
-    stays = [name for name in s.state.ranks if name in s.workers and s.stays(name)]
-    home = s.workers[stays[0]].node if stays else None
+    stays = (name for name in s.state.ranks if name in s.workers and s.stays(name))
+    first = next(stays, None)
+    home = s.workers[first].node if first is not None else None
     call(s, names, home, is_planned=True)
     standby = s.state.standby
     assert standby is not None
     limit = min(PATIENCE_S, SHARE_OF_NOTICE * left_s)
-    waits = not standby.is_lost and len(standby.ready) < len(standby.ranks)
+    waits = not standby.is_lost and standby.num_ready < len(standby.ranks)
     return not waits or s.now - standby.since >= limit
 
 
@@ -129,7 +132,7 @@ def hear(s: Step, name: str, envelope: FromRank) -> bool:
         return False
     says: RankMessage = envelope.says
     if isinstance(says, StandingBy):
-        s.set(standby=dataclasses.replace(standby, ready=standby.ready | {name}))
+        s.set(standby=dataclasses.replace(standby, num_ready=standby.num_ready + 1))
     else:  # it counts against nobody: what it means is found by one that trains
         lose(s, f"on node {s.workers[name].node[:8]}: {_reason(says)}")
     return True

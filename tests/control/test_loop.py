@@ -982,7 +982,7 @@ def frozen_heap():
 
 
 def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
-    """Quiet, as a tenth more of them settle, and as all ranks raise, a thousand in a look."""
+    """Quiet, as a tenth more of them settle, as ranks stand by, and as all raise, 1000 in a look."""
     cluster = Cluster()
     nodes = [f"node-{i}" for i in range(1250)]
     cluster.train(dict.fromkeys(nodes, 8))
@@ -995,12 +995,21 @@ def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
     newcomers = [ready(a.worker) for a in actions if isinstance(a, protocol.Place)]
     milliseconds(cluster, nodes, *newcomers[:500])
     settling = [milliseconds(cluster, nodes)[0] for _ in range(5)]
+    cluster.now += membership.LONGEST_WAIT_S
+    asking, (asked,) = milliseconds(cluster, nodes, cluster.advanced("worker-0", 32))
+    ready_ranks = stand_by(asked)
+    assert 10_500 == len(ready_ranks)
+    standing_by = [
+        milliseconds(cluster, nodes, *ready_ranks[i : i + 1000])[0] for i in range(0, 10_000, 1000)
+    ]
     raised = [cluster.raised(name, 31, BAD, by_peer=True) for name in cluster.state.ranks]
     stop, holds = milliseconds(cluster, nodes, raised[0])
     assert 9_999 == len(told(holds, Hold))
     raising = [milliseconds(cluster, nodes, *raised[i : i + 1000])[0] for i in range(1, 9001, 1000)]
     assert statistics.median(quiet) < 5
     assert statistics.median(settling) < 5
+    assert asking < 40, "once a resize"
+    assert statistics.median(standing_by) < 20
     assert statistics.median(raising) < 20
     assert stop < 20, "ten thousand orders"
 
