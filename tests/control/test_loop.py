@@ -982,7 +982,7 @@ def frozen_heap():
 
 
 def test_a_step_with_ten_thousand_slots_takes_under_20_ms(frozen_heap):
-    """Quiet, as a tenth more of them settle, as ranks stand by, and as all raise, 1000 in a look."""
+    """Quiet, as a tenth more settle, as ranks stand by, and as all raise, a thousand in a look."""
     cluster = Cluster()
     nodes = [f"node-{i}" for i in range(1250)]
     cluster.train(dict.fromkeys(nodes, 8))
