@@ -32,6 +32,8 @@ def connect(address: str | None, may_start: bool = True) -> str:
         _knock(str(named), origin)
         _show_token(str(named), origin)
     try:
+        if named == "auto" and _was_killed():
+            raise ConnectionError("the cluster that was here is no more")
         context = ray.init(address=named, log_to_driver=False, **common)
     except ConnectionError as error:
         if named != "auto":
@@ -45,6 +47,19 @@ def connect(address: str | None, may_start: bool = True) -> str:
         return _start_local(common)
     where = f"Ray cluster at {context.address_info['gcs_address']}"
     return where + (" (RAY_ADDRESS)" if named != "auto" and origin == "RAY_ADDRESS" else "")
+
+
+def _was_killed() -> bool:
+    """Whether "auto" means a cluster that has left a file alone: Ray tries it for minutes."""
+    try:
+        from ray._private.services import get_ray_address_from_environment
+
+        _knock(str(get_ray_address_from_environment("auto", None)), "auto")
+    except ConnectionError as error:
+        return "answers" in str(error)  # else there is none, which Ray says at once
+    except (ImportError, TypeError):  # another Ray's way
+        pass
+    return False
 
 
 def _knock(address: str, origin: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,23 @@ def test_a_local_ray_that_does_not_start_is_told_in_a_line(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match="^a local Ray could not be .*during startup.$"):
         connecting.connect("local")
+
+
+@pytest.mark.parametrize("may_start", [False, True])
+def test_a_cluster_that_was_killed_is_not_waited_for(may_start, monkeypatch):
+    from ray._private import services
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *where: address)
+    started = []
+    monkeypatch.setattr(ray, "init", lambda **options: started.append(options["address"]))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    if may_start:
+        assert "local Ray on this machine, 2 CPUs" == connecting.connect("auto")
+    else:
+        with pytest.raises(ConnectionError, match="no Ray cluster is found here"):
+            connecting.connect("auto", may_start=False)
+    assert started == ["local"] * may_start

@@ -24,7 +24,7 @@ def command(function, *arguments):
         [sys.executable, "-c", PROGRAM.format(function), *arguments],
         capture_output=True,
         text=True,
-        env=data.environment(),
+        env={**data.environment(), "RAY_ADDRESS": "local"},  # no other test's cluster
     )
 
 
