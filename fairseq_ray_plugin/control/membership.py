@@ -125,8 +125,6 @@ def gather(s: Step, phase: Gathering) -> None:
     copy = copies.to_go_on_from(s)
     match copy:
         case Copy(_, HeldBy(worker)):
-            if s.stays(worker) and len(ready) >= s.config.min_workers:
-                standby.call(s, ready, s.workers[worker].node)
             # no node that goes away, whose memory goes with it
             stopping.save(s, copy, worker, as_checkpoint=not s.stays(worker))
             return

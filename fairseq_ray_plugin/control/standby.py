@@ -26,6 +26,9 @@ from fairseq_ray_plugin.protocol import (
 )
 from fairseq_ray_plugin.report.journal import EventKind
 
+SHORT_S = 0.1
+"""A state that is written within so long is not worth the cores that making ranks would take."""
+
 PATIENCE_S = 60.0
 """A planned stop does not wait longer for ranks to stand by."""
 
@@ -107,6 +110,13 @@ def is_there(s: Step, names: Sequence[str], left_s: float) -> bool:
     limit = min(PATIENCE_S, SHARE_OF_NOTICE * left_s)
     waits = not standby.is_lost and standby.num_ready < len(standby.ranks)
     return not waits or s.now - standby.since >= limit
+
+
+def call_meanwhile(s: Step, home: str) -> None:
+    """After a failure, while a node writes the state, ranks are made on all that can go on."""
+    names = s.usable()
+    if len(names) >= s.config.min_workers and s.node_stays(home):
+        call(s, names, home)
 
 
 def for_start(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fairseq_ray_plugin.control import copies, nodes, own_copies
+from fairseq_ray_plugin.control import copies, nodes, own_copies, standby
 from fairseq_ray_plugin.control.failures import Cause, Failure, describe, first_cause
 from fairseq_ray_plugin.control.state import (
     Ending,
@@ -264,6 +264,8 @@ def check_saving(s: Step, phase: Saving) -> None:
         lose_writer(s, phase)
     elif s.now - phase.since > SAVE_LIMIT_S:
         not_saved(s, f"{s.describe(phase.worker)} took longer than {SAVE_LIMIT_S:.0f} s")
+    elif not phase.as_checkpoint and s.now - phase.since >= standby.SHORT_S:
+        standby.call_meanwhile(s, worker.node)
 
 
 def lose_writer(s: Step, phase: Saving) -> None:

@@ -161,9 +161,12 @@ def test_where_nobody_stays_or_time_is_past_nothing_is_made_ahead(room, left_s):
 
 def test_after_a_failure_ranks_are_made_while_the_state_is_written(cluster):
     cluster.see(cluster.ended("worker-1", "was killed"))
-    asked, save = cluster.see(cluster.held("worker-0", 10))
-    assert StandBy(2, ("worker-0", "worker-1")) == asked
+    (save,) = cluster.see(cluster.held("worker-0", 10))
     assert Tell("worker-0", Save(as_checkpoint=False)) == save
+    assert [] == cluster.see(after=standby.SHORT_S / 2), "a small state is written sooner"
+    (asked,) = cluster.see(after=2 * standby.SHORT_S)
+    assert StandBy(2, ("worker-0", "worker-1")) == asked
+    assert [] == cluster.see(after=2 * standby.SHORT_S), "once"
     (start,) = cluster.see(cluster.saved("worker-0", 10, "memory"))
     assert (2, asked.ranks) == (start.generation, start.ranks), "ready or not"
 
@@ -189,7 +192,7 @@ def test_they_do_not_serve_where_another_node_than_rank_0s_has_the_state(cluster
     actions = cluster.see(cluster.held("worker-0", 10), cluster.held("worker-1", 11))
     (save,) = told(actions, Save)
     assert "worker-1" == save.worker
-    (again,) = only(actions, StandBy)
+    (again,) = only(cluster.see(after=2 * standby.SHORT_S), StandBy)
     assert "worker-1" == again.ranks[0]
     (start,) = only(cluster.see(cluster.saved("worker-1", 11, "memory")), Start)
     assert (again.generation, again.ranks) == (start.generation, start.ranks)
