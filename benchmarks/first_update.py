@@ -24,7 +24,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import data
 import faults
 import psutil
 import recovery_at_size
@@ -98,7 +97,7 @@ def on_ray(checkout: Path):
     @contextlib.contextmanager
     def begin(folder: Path, text: Path, options: list):
         os.environ["PYTHONPATH"] = str(checkout)  # before the nodes start, whose workers have it
-        data.REPOSITORY = checkout
+        runs.data.REPOSITORY = checkout
         with faults.cluster() as nodes:
             started = []
 
@@ -119,7 +118,7 @@ def on_ray(checkout: Path):
 @contextlib.contextmanager
 def on_torchrun(folder: Path, text: Path, options: list):
     os.environ["PYTHONPATH"] = str(faults.ROOT)
-    data.REPOSITORY = faults.ROOT
+    runs.data.REPOSITORY = faults.ROOT
     ours = options.index("--ray-snapshot-updates") if "--ray-snapshot-updates" in options else None
     if ours is not None:
         options[ours : ours + 2] = ()
