@@ -20,9 +20,13 @@ class RankLink:
     """
 
     def __init__(
-        self, generation: int, connection: Connection, hear: Callable[[RankLink], None]
+        self,
+        generation: int,
+        master: tuple[str, int],
+        connection: Connection,
+        hear: Callable[[RankLink], None],
     ) -> None:
-        self.generation = generation
+        self.generation, self.master = generation, master
         self.pid = 0
         """Of its process; 0: not forked yet."""
 

@@ -205,9 +205,10 @@ class Worker:
             self.messages.put(FromRank(role.generation, Missing(restore)))
             return
         standby = self.standby
-        if standby is not None and standby.generation == role.generation:
+        # by its number alone it may be one that another loop, now dead, has made
+        if standby and (standby.generation, standby.master) == (role.generation, master):
             if standby.has_ended:
-                return  # that has been said; what the rank before it holds is asked for next
+                return  # as has been said
             self.standby = None
             standby.go = Go(restore, self._snapshot_updates(role))
             self.server.promote(role.generation)
@@ -247,7 +248,7 @@ class Worker:
         )
         listener = self.door.take() if role.rank == 0 and role.world_size > 1 else None
         connection = self.server.fork(assignment, listener)
-        return RankLink(role.generation, connection, self._hear_rank)
+        return RankLink(role.generation, master, connection, self._hear_rank)
 
     def _snapshot_updates(self, role: Role) -> int | None:
         return self.job.snapshot_updates if role.keeps_snapshots else 0

@@ -361,8 +361,9 @@ class Cluster:
         if number == 0 and isinstance(place, InMemory) and not self._has(place):
             worker.say(Missing(place.path), start.generation)
             return
-        if worker.standby and worker.standby.generation == start.generation:
-            assert start.ranks == worker.standby.ranks, "others than it has met"
+        there = worker.standby
+        # else it was another loop, now dead, that had used the number: it has met others, elsewhere
+        if there and (there.generation, there.ranks) == (start.generation, start.ranks):
             if worker.has_lost_standby:
                 return
         worker.standby = None

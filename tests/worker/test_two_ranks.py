@@ -106,6 +106,16 @@ def test_it_ends_where_it_is_not_wanted_and_nothing_is_said_of_that(how, driver,
     assert driver.hears_nothing()
 
 
+def test_who_has_met_others_elsewhere_is_not_taken_for_one_of_that_number(driver, ranks):
+    start(driver, ranks)
+    new = stand_by(driver, ranks, 2)
+    driver.ask(driver.worker.start(role(2), ("127.0.0.1", 7)))
+    new.wait()
+    rank = ranks.next()
+    assert FromRank(2, Running(rank.pid)) == driver.hear()
+    assert not rank.assignment.stands_by
+
+
 def test_it_is_not_made_for_a_generation_that_is_over(driver, ranks):
     old = start(driver, ranks, 2)
     for generation in (1, 2):
