@@ -97,7 +97,7 @@ def run_child(name: str, *arguments: str) -> dict:
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"not done after {LIMIT_S} s") from None
     if done.returncode != 0:
-        said = (done.stdout + done.stderr).strip()[-3000:]
+        said = (done.stdout + done.stderr).strip()[-9000:]
         raise RuntimeError(f"exit code {done.returncode}: {said}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -49,7 +49,10 @@ CALM = 3
 
 PUT_BY_EVERY, NUM_PUT_BY = 4, 6
 LIMIT_S = 300.0
-OURS = ("--no-save", "--ray-snapshot-updates", "0")
+ON_GPU = (
+    *("--distributed-backend", "gloo", "--fp16", "--fp16-init-scale", "4"),
+    *("--tokens-per-sample", "512"),
+)
 OTHERS = ("--save-interval-updates", SAVE_EVERY, "--keep-interval-updates", 1)
 STOCK = ("--ddp-backend", "legacy_ddp", "--no-epoch-checkpoints")
 BYTES_A_PARAMETER = 12
@@ -80,17 +83,26 @@ def main() -> None:
     cost_by_size.write([*results.values()], faults.ROOT / "docs")
 
 
-def launcher_of(folder: Path, text: Path, arch: str, name: str, *own, most: int = 2) -> Launcher:
-    common = recovery_at_size.OPTIONS[: -len(OURS)]
-    assert recovery_at_size.OPTIONS[-len(OURS) :] == OURS
+def launcher_of(
+    folder: Path, text: Path, arch: str, name: str, *own, most: int = 2, gpu: bool = False
+) -> Launcher:
+    common = (*(ON_GPU if gpu else recovery_at_size.ON_CPU), *recovery_at_size.TRAINING)
     model = faults.SMALL if arch == "small" else ("--arch", arch)
-    return LAUNCHERS[name](folder, text, [*common, *model, "--max-update", 1_000_000, *own], most)
+    options = [*common, *model, "--max-update", 1_000_000, *own]
+    launcher = LAUNCHERS[name](folder, text, options, most)
+    launcher.num_gpus = int(gpu)
+    return launcher
 
 
-def measure(folder: Path, text: Path, arch: str, name: str, num_runs: int) -> dict:
-    options = OURS if name == "ours" else OTHERS
+def measure(
+    folder: Path, text: Path, arch: str, name: str, num_runs: int, gpu: bool = False
+) -> dict:
+    """Args:
+    gpu: both nodes share this machine's, so that ranks speak gloo: NCCL refuses two on one.
+    """
+    options = recovery_at_size.NO_SAVE if name == "ours" else OTHERS
     options += () if name in ("ours", "torchft") else STOCK
-    launcher = launcher_of(folder, text, arch, name, *options)
+    launcher = launcher_of(folder, text, arch, name, *options, gpu=gpu)
     bench = Bench(launcher)
     begin = time.time()
     try:
@@ -116,10 +128,10 @@ def measure(folder: Path, text: Path, arch: str, name: str, num_runs: int) -> di
     return result | {"redone": launcher.runs[0].redone(), "events": bench.events}
 
 
-def put_by(folder: Path, text: Path, arch: str) -> dict:
+def put_by(folder: Path, text: Path, arch: str, gpu: bool = False) -> dict:
     """For how long training stands each time: on one node, for others have memory of their own."""
-    options = (*OURS[:-1], PUT_BY_EVERY)
-    launcher = launcher_of(folder, text, arch, "ours", *options, most=1)
+    options = (*recovery_at_size.NO_SAVE[:-1], PUT_BY_EVERY)
+    launcher = launcher_of(folder, text, arch, "ours", *options, most=1, gpu=gpu)
     bench = Bench(launcher)
     try:
         launcher.begin(("node0",))

@@ -32,14 +32,16 @@ FIRST, EVERY = 8, 8
 LIMIT_S = 900
 """For all of a run."""
 
-OPTIONS = (
-    *("--cpu", "--distributed-backend", "gloo"),
+ON_CPU = ("--cpu", "--distributed-backend", "gloo", "--tokens-per-sample", "32")
+TRAINING = (
     *("--task", "masked_lm", "--criterion", "masked_lm", "--sample-break-mode", "complete"),
-    *("--tokens-per-sample", "32", "--batch-size", "1", "--seed", "7", "--fix-batch-size", "2"),
+    *("--batch-size", "1", "--seed", "7", "--fix-batch-size", "2"),
     *("--optimizer", "adam", "--lr", "1e-4", "--lr-scheduler", "inverse_sqrt"),
     *("--warmup-updates", "50", "--log-format", "json", "--log-interval", "1"),
-    *("--disable-validation", "--no-save", "--ray-snapshot-updates", "0"),
+    "--disable-validation",
 )
+NO_SAVE = ("--no-save", "--ray-snapshot-updates", "0")
+OPTIONS = (*ON_CPU, *TRAINING, *NO_SAVE)
 
 
 def main() -> None:

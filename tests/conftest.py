@@ -72,9 +72,9 @@ class Nodes:
         self.stopped = {}
         self.touched = False
 
-    def add(self, num_cpus=1, host=None):
+    def add(self, num_cpus=1, host=None, num_gpus=0):
         if host is None:
-            node = self.cluster.add_node(num_cpus=num_cpus)
+            node = self.cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus)
         else:
             with host.inside():
                 node = self.cluster.add_node(num_cpus=num_cpus, node_ip_address=host.address)

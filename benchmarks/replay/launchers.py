@@ -30,6 +30,9 @@ class Launcher:
         most: the most nodes that there will be.
     """
 
+    num_gpus = 0
+    """Of a node of Ray's; nodes on one machine share its GPU."""
+
     def __init__(self, folder: Path, text: Path, options: list[str], most: int) -> None:
         self.folder, self.most = folder, most
         self.arguments = [text, *options, "--save-dir", folder / "save"]
@@ -90,7 +93,7 @@ class OnRay(Launcher):
         raise NotImplementedError
 
     def add(self, name: str) -> None:
-        self.nodes[name] = self.cluster.add()
+        self.nodes[name] = self.cluster.add(num_gpus=self.num_gpus)
 
     def remove(self, name: str) -> None:
         self.cluster.kill(self.nodes.pop(name))

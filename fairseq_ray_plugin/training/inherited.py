@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq import tasks, utils
+from fairseq import tasks
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_ray_plugin.checkpoints import files
@@ -82,7 +82,7 @@ def make(cfg: Any) -> Inherited:
         with _one_thread(), _without_rank(cfg), _no_device(), _kept(log):
             num_threads = _num_threads()
             np.random.seed(cfg.common.seed)
-            utils.set_torch_seed(cfg.common.seed)
+            torch.manual_seed(cfg.common.seed)  # fairseq's own way reads the GPU's generator, too
             task = tasks.setup_task(cfg.task)
             model = task.build_model(cfg.model)
             # before their number is set back: torch 2.4 starts some then, and anew once forked
@@ -194,9 +194,13 @@ def _set(nodes: dict[str, Any], values: dict[str, dict[str, Any]]) -> None:
                 node[key] = value
 
 
-def _no_device() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _no_device() -> Iterator[None]:
     """A process whose parent has started CUDA cannot use it."""
-    return _raising(torch.cuda, ("_lazy_init",))
+    # parts of torch.cuda have a `_lazy_init` of their own, which ends in the second of these
+    starts = ("_cuda_init",) if hasattr(torch._C, "_cuda_init") else ()
+    with _raising(torch.cuda, ("_lazy_init",)), _raising(torch._C, starts):
+        yield
 
 
 @contextlib.contextmanager

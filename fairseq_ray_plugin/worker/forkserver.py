@@ -132,8 +132,9 @@ def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lamb
     """All is imported, and task and model are made, if ranks can be forked that use CUDA."""
     cfg = import_fairseq(preload)
     say_imported()
-    if (reason := fresh.why_not_forked(preload.user_dir)) is not None:
-        return functools.partial(_run_afresh, preload, reason)
+    what = f"importing {preload.user_dir}" if preload.user_dir else "what it imports"
+    if (why := fresh.why_not_forked(what)) is not None:
+        return functools.partial(_run_afresh, preload, why)
     from fairseq_ray_plugin.training import inherited
 
     made: inherited.Inherited | inherited.NotInherited
@@ -143,6 +144,8 @@ def make_fairseq_ready(preload: Preload, say_imported: Callable[[], None] = lamb
             inherited.share(made.model, preload.shared_model)
     except inherited.NotInherited as reason:
         made = reason
+    if (why := fresh.why_not_forked("making the task or the model")) is not None:
+        return functools.partial(_run_afresh, preload, why)
     # else a training process would look through all of this for garbage, 0.3 s at some time or
     # other, and by writing to it make it its own
     gc.collect()

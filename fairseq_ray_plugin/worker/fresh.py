@@ -26,8 +26,12 @@ LOOK_S = 0.05
 """How often is looked whether everything is imported."""
 
 
-def why_not_forked(user_dir: str | None) -> str | None:
-    """Why no process that is forked from this one could use CUDA; None: it could."""
+def why_not_forked(what: str) -> str | None:
+    """Why no process that is forked from this one could use CUDA; None: it could.
+
+    Args:
+        what: this process has done last.
+    """
     import torch
 
     if not torch.cuda.is_initialized():
@@ -35,9 +39,9 @@ def why_not_forked(user_dir: str | None) -> str | None:
         if child == 0:
             os._exit(int(torch.cuda._is_in_bad_fork()))
         _, status = os.waitpid(child, 0)
-        if status == 0:
+        # fairseq's import counts GPUs: torch that is built for CUDA starts it where there are none
+        if status == 0 or torch.cuda.device_count() == 0:
             return None
-    what = f"importing {user_dir}" if user_dir else "what it imports"
     return (
         f"{what} starts CUDA, which no forked process could use then: each rank is a new "
         "interpreter, which imports everything again"

@@ -290,7 +290,8 @@ def set_num_resources(cfg: Any, assignment: Assignment) -> None:
         if assignment.world_size > 1:
             host, port = assignment.master
             distributed.distributed_init_method = f"tcp://{host}:{port}"
-        distributed.distributed_backend = "gloo" if cfg.common.cpu else "nccl"
+        if cfg.common.cpu:
+            distributed.distributed_backend = "gloo"
         cfg.common.user_dir = assignment.user_dir
 
 

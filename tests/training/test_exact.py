@@ -140,7 +140,7 @@ def overflowing(device, tmp_path):
     """A trainer with --amp whose next update overflows once; torch's scaler, on a CPU too."""
     trainer, keeper = begin({"amp": True}, device, trainers.Line)
     trainer.optimizer._grad_scaler = torch.amp.GradScaler(
-        device, init_scale=2.0**127, backoff_factor=2.0**-100
+        device, init_scale=2.0**127, backoff_factor=2.0**-125
     )
     keeper.record(Boundary(0, {}))
     return trainer, keeper

@@ -59,6 +59,16 @@ def test_a_rank_has_the_model_and_the_generators_that_it_would_have_made(cfg):
     assert expected == main(cfg), "for once"
 
 
+def test_a_gpu_that_is_there_is_not_touched(cfg, monkeypatch):
+    expected = main(cfg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = inherited.make(cfg)
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks, "setup_task", Task)
+    inherited.use(made, cfg)
+    assert expected == main(cfg)
+
+
 def test_what_was_said_is_said_by_the_rank(cfg, caplog):
     caplog.set_level(logging.INFO)
     made = inherited.make(cfg)
@@ -84,6 +94,7 @@ def fail(cfg):
         (lambda cfg: cfg._get_root().distributed_training.distributed_rank, "Missing"),
         (lambda cfg: cfg._get_root().optimization.update_freq, "Missing"),
         (lambda cfg: torch.cuda._lazy_init(), "_lazy_init"),
+        (lambda cfg: torch.cuda.get_rng_state(), "_cuda_init|not compiled with CUDA"),
         (start_thread, "threads"),
         (fail, "ValueError: no such file"),
     ],

@@ -18,24 +18,57 @@ WAIT_S = 10
 """A test fails that waits longer for what it expects."""
 
 
+CUDA_HAS_STARTED = "pid = os.getpid(); torch.cuda._is_in_bad_fork = lambda: os.getpid() != pid"
+
+
 @pytest.mark.parametrize(
     ("says", "is_forked"),
     [
         ("", True),
         ("torch.cuda.is_initialized = lambda: True", False),
-        ("pid = os.getpid(); torch.cuda._is_in_bad_fork = lambda: os.getpid() != pid", False),
+        (f"torch.cuda.device_count = lambda: 1; {CUDA_HAS_STARTED}", False),
+        # torch built for CUDA, on a machine without: fairseq's import counts the GPUs
+        (f"torch.cuda.device_count = lambda: 0; {CUDA_HAS_STARTED}", True),
     ],
 )
 def test_what_torch_says_of_cuda_decides_whether_ranks_are_forked(says, is_forked):
     code = (
         f"import os, torch\n{says}\nfrom fairseq_ray_plugin.worker import fresh\n"
-        "print(fresh.why_not_forked('/my/code'))"
+        "print(fresh.why_not_forked('importing /my/code'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=data.environment()
     )
     assert is_forked == (done.stdout == "None\n"), done.stderr
     assert is_forked or "importing /my/code starts CUDA" in done.stdout
+
+
+STARTS_IT = """
+import os, torch
+from fairseq_ray_plugin import compat
+compat.apply()
+from fairseq_ray_plugin.assignment import Preload
+from fairseq_ray_plugin.training import inherited
+from fairseq_ray_plugin.worker import forkserver
+torch.cuda.device_count = lambda: 1
+pid = os.getpid()
+def make(cfg):
+    torch.cuda._is_in_bad_fork = lambda: os.getpid() != pid
+    raise inherited.NotInherited("it makes a tensor on the GPU")
+inherited.make = make
+forkserver.import_fairseq = lambda preload: None
+run = forkserver.make_fairseq_ready(
+    Preload(cfg=b"", working_dir=os.getcwd(), python_path=(), user_dir=None)
+)
+print(run.func.__name__, run.args[1])
+"""
+
+
+def test_a_task_that_starts_cuda_is_made_in_new_interpreters():
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS_IT], capture_output=True, text=True, env=data.environment()
+    )
+    assert done.stdout.startswith("_run_afresh making the task or the model starts"), done.stderr
 
 
 @pytest.fixture
