@@ -173,7 +173,7 @@ def exact() -> dict:
     """10: the tests of states that return bit for bit, on this device."""
     tests = ("tests/training/test_exact.py", "tests/training/test_to_host.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-W", "ignore", "--durations", "0"]
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-W", "ignore", "--durations", "1"]
         + ["--tb", "short", "-p", "no:cacheprovider", *tests],
         capture_output=True,
         text=True,

@@ -59,18 +59,19 @@ def check(trainer: Any, order: str) -> None:
         for p in trainer.model.parameters()
         if not (getattr(p, "expert", False) or getattr(p, "base_expert", False))
     )
-    mine = torch.stack([checksum(shared), torch.tensor(int(order or "0", 16))]).to(trainer.device)
+    values = checksum(shared), torch.tensor(int(order or "0", 16))
+    mine = torch.stack([value.to(trainer.device) for value in values])
     all_ranks = [torch.empty_like(mine) for _ in range(trainer.data_parallel_world_size)]
     torch.distributed.all_gather(all_ranks, mine, group=trainer.data_parallel_process_group)
     parameters, orders = zip(*(pair.tolist() for pair in all_ranks), strict=True)
     when = f"after update {trainer.get_num_updates()}"
-    for values, what, advice in (
+    for found, what, advice in (
         (orders, "data in another order", ""),
         (parameters, "other parameters", f" ({_ADVICE})"),
     ):
-        if odd := odd_ones(values):
+        if odd := odd_ones(found):
             raise Refused(
-                f"{when}, {odd} of {len(values)} had {what} than the rest; what followed would be "
+                f"{when}, {odd} of {len(found)} had {what} than the rest; what followed would be "
                 f"another training{advice}. Checkpoints are from before: all ranks agreed on each",
                 spoiled=True,
             )

@@ -20,7 +20,7 @@ GROUP_LIMIT = datetime.timedelta(hours=1)
 """No collective gives up before the control loop does, which learns how long is too long: its limit
 for loading is 30 min. NCCL's own is 10."""
 
-NCCL_SETTINGS = {
+GPU_SETTINGS = {
     # the watchdog ends a process whose collective failed, and with it a state that is wanted; 1 and
     # 2 abort the kernels, so that training would go on with gradients that were never summed
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
@@ -33,11 +33,14 @@ NCCL_SETTINGS = {
     # an error of CUDA is an exception in training, with a traceback, and not one in the watchdog,
     # which nothing catches
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    # who launches into a full queue keeps every other thread out of CUDA until there is room:
+    # behind a dead collective for ever, and the state stays where it is
+    "CUDA_SCALE_LAUNCH_QUEUES": "4x",
 }
 """Environment of ranks on GPUs, unless the user's has them; by the same names in torch 2.4 to 2.13.
 
 Who notices a dead rank is its worker, at once; the others stay as they are, blocked, until their
-state is saved. From reading torch's source: none of this has run on a GPU.
+state is saved.
 """
 
 
@@ -82,7 +85,7 @@ def settings(backend: str, interface: str | None) -> dict[str, str]:
     Args:
         interface: the network interface by which other ranks are reached; None: not known.
     """
-    chosen = dict(NCCL_SETTINGS) if backend == "nccl" else {}
+    chosen = dict(GPU_SETTINGS) if backend == "nccl" else {}
     if interface is not None:
         chosen["GLOO_SOCKET_IFNAME"] = interface
         if backend == "nccl":

@@ -20,6 +20,7 @@ import pickle
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
@@ -95,6 +96,8 @@ def import_ahead(working_dir: str, python_path: Sequence[str]) -> None:
     sys.path[:0] = [path for path in python_path if path not in sys.path]
     # torch.cuda.is_available() would otherwise touch CUDA, and no child could use it then
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # Python 3.12 says so at each fork where there are threads: numpy has some, anew in each child
+    warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks")
     from fairseq_ray_plugin import compat
     from fairseq_ray_plugin.worker import sparing
 
