@@ -251,7 +251,9 @@ class Bench:
             "whole_s": round(last["time"] - at, 3),
             "stall_s": round(last["time"] - before, 3),
         }
-        self.events.setdefault(kind, []).append(cost | self.told(at, world))
+        cost |= self.told(at, world)
+        print(kind, json.dumps(cost), file=sys.stderr, flush=True)
+        self.events.setdefault(kind, []).append(cost)
 
     def told(self, at: float, world: int) -> dict:
         """What ours says in its journal of the generation that went on."""

@@ -99,7 +99,7 @@ class Role:
     """Its generation has not begun: what it goes on from, and whether it keeps snapshots, is told
     when it does."""
 
-    has_time: bool = False
+    is_planned: bool = False
     """Nobody waits for it meanwhile."""
 
 

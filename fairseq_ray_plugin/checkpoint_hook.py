@@ -141,7 +141,7 @@ def _restore(keeper: StateKeeper, history: DataHistory, gate: Gate) -> None:
         keeper.steps.end("model")
         warmed = warm.Warmed()
         if gate.is_closed:
-            if gate.has_time:  # else its cores would be missed by who saves the state
+            if gate.is_planned:  # else its cores would be missed by who saves the state
                 warmed = warm.warm(trainer)
             history.read_ahead(trainer)
         restore = gate.wait()

@@ -29,7 +29,7 @@ def roles(start: Start | StandBy, nodes: Mapping[str, str]) -> dict[str, Role]:
             from_snapshot=isinstance(place, InMemory),
             keeps_snapshots=worker in keepers,
             stands_by=isinstance(start, StandBy),
-            has_time=isinstance(start, StandBy) and start.is_planned,
+            is_planned=isinstance(start, StandBy) and start.is_planned,
         )
         for rank, worker in enumerate(start.ranks)
     }

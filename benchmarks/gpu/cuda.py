@@ -118,7 +118,6 @@ def _to_host(state: list[torch.Tensor]):
     from fairseq_ray_plugin.training.to_host import ToHost
 
     to_host = ToHost()
-    to_host.prepare()
     to_host.mark()
 
     def copy() -> None:
@@ -153,9 +152,12 @@ def copy_when_full(by: str = "") -> dict:
     copy = _to_host(state) if by == "ours" else functools.partial(utils.move_to_cpu, state)
     free, _ = torch.cuda.mem_get_info()
     full = torch.empty(max(0, free - (90 << 20)), dtype=torch.uint8, device="cuda")
-    took, where = _while_blocked(copy, queued=10, limit_s=15)
+    try:
+        took, where = _while_blocked(copy, queued=10, limit_s=15)
+    except torch.OutOfMemoryError:
+        took, where = None, "out of memory"
     assert took is not None or by == "fairseq", f"it waits for the kernel: {where}"
-    return {"took_s": took, "filled_bytes": full.nbytes}
+    return {"took_s": took, "waits": where, "filled_bytes": full.nbytes}
 
 
 def side_streams() -> dict:

@@ -148,7 +148,6 @@ class StateKeeper:
 
         trainer.task.optimizer_step, trainer.lr_step = guarded_optimizer_step, recorded_lr_step
         with self._gate:
-            self._to_host.prepare()
             self._changing = Changing(trainer)
             self.trainer = trainer
             self._is_now(boundary)

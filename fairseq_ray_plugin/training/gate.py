@@ -18,7 +18,7 @@ class Gate:
     Args:
         restore: what a rank goes on from that does not; None: what the user's options say.
         on_waiting: called once, where it is closed.
-        has_time: nobody waits for a rank that stands by.
+        is_planned: nobody waits for a rank that stands by.
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class Gate:
         stands_by: bool,
         steps: Steps,
         on_waiting: Callable[[], object],
-        has_time: bool = False,
+        is_planned: bool = False,
     ) -> None:
-        self.has_time = has_time
+        self.is_planned = is_planned
         self._restore, self._steps, self._on_waiting = restore, steps, on_waiting
         self._is_open = threading.Event()
         self.stands_by = stands_by

@@ -6,7 +6,7 @@ training uses: one stream of its own, which waits for the boundary alone; page-l
 there already; and no memory of the GPU at all, since to free some waits for all kernels. (A tensor
 of 16 bits becomes one of 32, as fairseq has it in files, and fairseq does that on the GPU.)
 
-None of this has run on a GPU. What runs on a CPU is the same, with a stream that is none.
+What runs on a CPU is the same, with a stream that is none.
 """
 
 from __future__ import annotations
@@ -49,17 +49,18 @@ class ToHost:
         self._pages: tuple[Page, ...] = ()
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
-        """The way is there, if this process uses a GPU; it takes 2 `PAGE` of the host's memory."""
+    def mark(self) -> None:
+        """The state is what it is after all that this thread has asked of the GPU so far.
+
+        With the first mark in a process that uses a GPU the way is there; it takes 2 `PAGE` of the
+        host's memory. (With --cpu, too, where there is a GPU: fairseq has its gnorm there.)
+        """
         if self._stream is None and torch.cuda.is_initialized():
             self._stream, self._boundary = torch.cuda.Stream(), torch.cuda.Event()
             self._pages = tuple(
                 Page(torch.empty(PAGE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
                 for _ in range(2)
             )
-
-    def mark(self) -> None:
-        """The state is what it is after all that this thread has asked of the GPU so far."""
         if self._stream is not None:
             self._boundary.record()
 

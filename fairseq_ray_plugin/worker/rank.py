@@ -129,7 +129,7 @@ def train_rank(
         assignment.stands_by,
         keeper.steps,
         on_waiting=lambda: link.send(StandingBy()),
-        has_time=assignment.has_time,
+        is_planned=assignment.is_planned,
     )
 
     def go(order: Go) -> None:

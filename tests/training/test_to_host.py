@@ -1,6 +1,6 @@
 """A state comes to the host by pages that are there, and as it lay on the GPU.
 
-On CPUs the same code runs, without a stream and without waiting; on a GPU it never has run.
+On CPUs the same code runs, without a stream and without waiting.
 """
 
 import pytest
@@ -41,7 +41,6 @@ def test_what_is_fetched_is_a_copy_with_the_same_values(name, size):
 def test_a_state_on_the_cpu_is_not_copied_but_for_16_bits_and_what_has_changed():
     tensor, halves, changed = torch.randn(5), torch.randn(5).half(), torch.zeros(5)
     to_host = ToHost()
-    to_host.prepare()
     to_host.mark()
     with to_host.reading():
         state = to_host.copy(
@@ -57,7 +56,6 @@ def test_a_state_on_the_cpu_is_not_copied_but_for_16_bits_and_what_has_changed()
 @pytest.mark.parametrize("device", [d for d in trainers.DEVICES if d != "cpu"])
 def test_what_is_copied_waits_for_the_boundary_and_takes_no_memory_of_the_gpu(device):
     to_host, tensor = ToHost(), torch.zeros(1 << 22, device=device)
-    to_host.prepare()
     torch.cuda._sleep(10**8)
     tensor += 1
     to_host.mark()

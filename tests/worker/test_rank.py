@@ -10,6 +10,8 @@ from multiprocessing import Pipe
 
 import pytest
 import torch
+from fairseq.dataclass.configs import FairseqConfig
+from omegaconf import OmegaConf
 
 from fairseq_ray_plugin.assignment import Holding, Write
 from fairseq_ray_plugin.checkpoints import claim_places
@@ -20,7 +22,7 @@ from fairseq_ray_plugin.training.save_dir import SaveDir
 from fairseq_ray_plugin.training.steps import Steps
 from fairseq_ray_plugin.worker.deposits import Deposits
 from fairseq_ray_plugin.worker.progress import Link, Progress
-from fairseq_ray_plugin.worker.rank import answer, as_it_travels
+from fairseq_ray_plugin.worker.rank import answer, as_it_travels, set_num_resources
 from fairseq_ray_plugin.worker.snapshots import Snapshots
 
 WAIT_S = 10
@@ -105,6 +107,18 @@ def test_a_rank_whose_disk_is_slow_says_that_it_lives(worker, keeper):
     assert Holding() == hear(worker)
     is_written.set()
     assert [Saved(6, "folder/state.pt"), Held(6, asked=1)] == [hear(worker), hear(worker)]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "asked", "taken"),
+    [(True, "nccl", "gloo"), (False, "nccl", "nccl"), (False, "gloo", "gloo")],
+)
+def test_ranks_speak_what_the_user_asks_for_but_gloo_on_cpus(cpu, asked, taken):
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.common.cpu, cfg.distributed_training.distributed_backend = cpu, asked
+    rank = types.SimpleNamespace(rank=1, world_size=2, master=("node", 1), user_dir=None)
+    set_num_resources(cfg, rank)
+    assert taken == cfg.distributed_training.distributed_backend
 
 
 def test_where_another_run_has_taken_the_save_dir_nothing_is_written(worker, keeper, tmp_path):
