@@ -75,14 +75,17 @@ def warm(trainer: Any) -> Warmed:
     if trainer.device.type != "cpu":
         return warmed
     parameters = [p for p in trainer._model.parameters() if p.requires_grad]
-    _touch(pages.of(parameters))
+    num_states = STATES.get(getattr(trainer.cfg.optimizer, "_name", ""), 0)
+    # the state that is gone on from is still to be written to the machine's memory
+    to_come = (1 + num_states) * sum(p.nbytes for p in parameters)
+    _touch(pages.of(parameters), to_come)
     blocks: list[int] = []
     if (limit := _kept_by_allocator()) is not None:
         size = sum(p.nbytes for p in parameters if p.nbytes < limit)
-        states = _take(size * STATES.get(getattr(trainer.cfg.optimizer, "_name", ""), 0))
+        states = _take(size * num_states, to_come)
         # loader processes are forked before there are gradients: until then their memory is held,
         # or what was touched would have to be copied
-        blocks = _take(size)
+        blocks = _take(size, to_come)
         _give_back(states)  # the state's, which comes next
     with _Allocations() as allocations:
         wrapped = getattr(trainer.model, "module", None)
@@ -90,7 +93,7 @@ def warm(trainer: Any) -> Warmed:
             kind = next(wrapped.module.parameters()).dtype
             wrapped.buffer = torch.empty(wrapped.buffer_size, dtype=kind)
     buckets = allocations.there()
-    _touch(pages.within(buckets))
+    _touch(pages.within(buckets), to_come)
     warmed.hold(blocks, buckets)
     _release_at_first_update(trainer, warmed)
     return warmed
@@ -132,12 +135,14 @@ def _kept_by_allocator() -> int | None:
     return None
 
 
-def _take(size: int) -> list[int]:
+def _take(size: int, to_come: int) -> list[int]:
     """Blocks of so many bytes in all, touched, by their addresses; less where there is no room."""
     malloc = ctypes.CDLL(None).malloc
     malloc.restype, malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     blocks: list[int] = []
-    while len(blocks) * BLOCK < size and _has_room() and (block := malloc(BLOCK)) is not None:
+    while (
+        len(blocks) * BLOCK < size and _has_room(to_come) and (block := malloc(BLOCK)) is not None
+    ):
         blocks.append(block)
         pages.touch(pages.within([(block, BLOCK)]))
     return blocks
@@ -150,16 +155,20 @@ def _give_back(blocks: list[int]) -> None:
         free(block)
 
 
-def _touch(ranges: pages.Pages) -> None:
+def _touch(ranges: pages.Pages, to_come: int) -> None:
     for place in ranges:
-        if _has_room():
+        if _has_room(to_come):
             pages.touch([place])
 
 
-def _has_room() -> bool:
-    """Whether others, such as ranks that still train, are left what they may need."""
+def _has_room(to_come: int) -> bool:
+    """Whether others, such as ranks that still train, are left what they may need.
+
+    Args:
+        to_come: bytes that will be taken for sure.
+    """
     memory = psutil.virtual_memory()
-    if memory.available < memory.total // SPARED:
+    if memory.available < memory.total // SPARED + to_come:
         return False
     try:  # the container's, as Kubernetes and Docker show it
         limit, current = (
@@ -167,4 +176,4 @@ def _has_room() -> bool:
         )
     except (OSError, ValueError):  # there is none
         return True
-    return limit - current >= limit // SPARED
+    return limit - current >= limit // SPARED + to_come

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,11 @@ def test_what_the_allocator_would_not_keep_is_not_asked_for():
     faults, _, values = updates("warm", keeps_memory=False)
     assert 1.9 < faults[0] < 2.9  # the buckets are touched, the gradients are not
     assert values == updates("cold")[2]
+
+
+@pytest.mark.parametrize(("to_come", "has_room"), [(0, True), (40, True), (41, False)])
+def test_what_is_still_to_be_written_is_spared_beside_an_eighth(to_come, has_room, monkeypatch):
+    memory = types.SimpleNamespace(total=800, available=140)
+    monkeypatch.setattr(warm.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(warm, "Path", lambda path: Path("/nowhere"))  # in no container
+    assert has_room == warm._has_room(to_come)
