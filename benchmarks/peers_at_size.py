@@ -123,7 +123,7 @@ def measure(
     steps = [step for step in bench.steps() if step["world"] == 2]
     times = recovery_at_size.update_times(steps)
     result["u_s"] = round(statistics.median(times), 4) if times else None
-    if name == "ours":
+    if name == "ours" and times:
         num_params = recovery_at_size.num_parameters(launcher.runs[0])
         result["c_s"] = round(recovery_at_size.copy_seconds(num_params), 4)
         result["state_bytes"] = BYTES_A_PARAMETER * num_params

@@ -154,7 +154,7 @@ def copy_when_full(by: str = "") -> dict:
     full = torch.empty(max(0, free - (90 << 20)), dtype=torch.uint8, device="cuda")
     try:
         took, where = _while_blocked(copy, queued=10, limit_s=15)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         took, where = None, "out of memory"
     assert took is not None or by == "fairseq", f"it waits for the kernel: {where}"
     return {"took_s": took, "waits": where, "filled_bytes": full.nbytes}

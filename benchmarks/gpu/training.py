@@ -149,6 +149,7 @@ def changes_base(num_runs: str = "2") -> dict:
             folder / "run", made, ARCH, "ours", int(num_runs), gpu=HAS_GPU
         )
         result |= peers_at_size.put_by(folder / "put_by", made, ARCH, gpu=HAS_GPU)
+    assert "failed" not in result and result["redone"] == 0, result
     return result
 
 
