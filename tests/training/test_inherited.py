@@ -69,6 +69,16 @@ def test_a_gpu_that_is_there_is_not_touched(cfg, monkeypatch):
     assert expected == main(cfg)
 
 
+def test_what_starts_cuda_is_out_of_reach_by_whatever_way_it_is_called(monkeypatch):
+    started = []
+    monkeypatch.setattr(torch._C, "_cuda_init", lambda: started.append("CUDA"), raising=False)
+    with inherited._no_device(), pytest.raises(inherited.NotInherited):
+        torch._C._cuda_init()
+    assert not started
+    torch._C._cuda_init()
+    assert started, "it is as it was"
+
+
 def test_what_was_said_is_said_by_the_rank(cfg, caplog):
     caplog.set_level(logging.INFO)
     made = inherited.make(cfg)

@@ -79,3 +79,13 @@ def test_what_is_still_to_be_written_is_spared_beside_an_eighth(to_come, has_roo
     monkeypatch.setattr(warm.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(warm, "Path", lambda path: Path("/nowhere"))  # in no container
     assert has_room == warm._has_room(to_come)
+
+
+@pytest.mark.parametrize(("to_come", "has_room"), [(40, True), (41, False)])
+def test_a_containers_limit_counts_like_the_machines(to_come, has_room, monkeypatch, tmp_path):
+    memory = types.SimpleNamespace(total=8000, available=8000)
+    monkeypatch.setattr(warm.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(warm, "Path", lambda path: tmp_path / Path(path).name)
+    (tmp_path / "memory.max").write_text("800")
+    (tmp_path / "memory.current").write_text("660")
+    assert has_room == warm._has_room(to_come)
